@@ -12,8 +12,6 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -23,6 +21,13 @@ def shared_data() -> pathlib.Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"real samples are not part of the repository: no folder {SHARED / 'data'}")
     return SHARED / "data"
+
+
+@pytest.fixture
+def strict_types():
+    """Makes JAX refuse implicit promotion, as a user's own program may."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture
