@@ -1,0 +1,26 @@
+"""Your own pictures and masks; see `spectral_jax/data/datasets/folder.py` for the layout.
+
+python -m experiments.train --config=experiments/configs/folder.py --config.data.root=MY_PICTURES \
+    --workdir=runs/mine
+
+For more than two classes, or masks that hold class numbers, write the class names to
+MY_PICTURES/classes.txt (one a line, background first) and add --config.data.options.threshold=-1.
+"""
+
+from spectral_jax.training.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "folder"
+    config.data.image_size = 256
+    config.data.options.threshold = 127  # black-and-white masks; -1: masks hold class numbers
+    config.data.options.case_pattern = ""  # groups slices into volumes
+    config.model.options.widths = (32, 64, 128, 256, 512)
+    config.objective.spatial = "dice_ce"
+    config.objective.spectral = "midband"
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 1e-3
+    config.train.batch_size = 8
+    config.train.epochs = 100.0
+    return config

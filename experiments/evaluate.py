@@ -1,0 +1,58 @@
+"""Scores a trained network on its data set, case by case, at the original size.
+
+    python -m experiments.evaluate --workdir=runs/quickstart
+
+Writes `evaluation/<data set>-<split>.json` in the run's folder and prints a table.
+"""
+
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+
+from experiments import flags
+from spectral_jax.data.sources import Split
+from spectral_jax.evaluation.evaluate import evaluate
+from spectral_jax.metrics import METRICS
+from spectral_jax.reporting.report import write_report
+from spectral_jax.training import run
+
+
+def evaluate_split(
+    workdir: pathlib.Path, data: pathlib.Path, split: str, checkpoint: str
+) -> dict[str, Any]:
+    """Restores a run and scores it on one split of a prepared data set."""
+    return evaluate(run.restore(workdir, checkpoint), Split(data, split), workdir, checkpoint)
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """Prints a table: a row for each class, then the mean over classes."""
+    by_class = result["by_class"]
+    width = max(len(name) for name in [*by_class, "mean"])
+    unit = result["distance_unit"]
+    print(f"\n{result['dataset']}, {result['split']} split, checkpoint of step "
+          f"{result['checkpoint']['step']}; distances in {unit}")  # fmt: skip
+    print(" ".join([" " * width, *(f"{metric:>14}" for metric in METRICS)]))
+    for name, values in [*by_class.items(), ("mean", result["summary"])]:
+        cells = []
+        for metric in METRICS:
+            value = values[metric]
+            cells.append(f"{value['mean']:.4f} ({value['count']})".rjust(14))
+        print(" ".join([name.ljust(width), *cells]))
+    print("In brackets: the number of cases where the metric is defined.\n")
+
+
+def main() -> None:
+    workdir = flags.path(WORKDIR)
+    data = run.prepare_data(run.read_config(workdir).data)
+    print_scores(evaluate_split(workdir, data, SPLIT.value, CHECKPOINT.value))
+    print(f"report: {write_report(workdir)}")
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.define_workdir()
+    SPLIT = absl_flags.DEFINE_enum(
+        "split", "test", ["train", "validation", "test"], "What to score."
+    )
+    CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+    flags.run(main)

@@ -1,0 +1,102 @@
+"""Augmentation on the device, inside the compiled step.
+
+One resampling does all of the geometry: each output pixel looks up where it comes from. Images are
+interpolated linearly; labels take the nearest pixel, so no class appears that was not there.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+from jax.scipy.ndimage import map_coordinates
+
+
+def to_unit_range(images: Array) -> Float[Array, "batch *spatial channels"]:
+    """Scales uint8 or uint16 images to [0, 1] in float32; others are cast only."""
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        return images.astype(jnp.float32) / jnp.iinfo(images.dtype).max
+    return images.astype(jnp.float32)
+
+
+def augment(
+    key: Key[Array, ""],
+    images: Float[Array, "batch height width channels"],
+    labels: Int[Array, "batch height width"],
+    *,
+    flip: bool = True,
+    quarter_turns: bool = True,
+    rotation_degrees: float = 20.0,
+    scale: float = 0.1,
+    shift: float = 0.05,
+    affine_probability: float = 0.5,
+    contrast: float = 0.1,
+    brightness: float = 0.1,
+    gamma: float = 0.1,
+    noise: float = 0.0,
+) -> tuple[Float[Array, "batch height width channels"], Int[Array, "batch height width"]]:
+    """Changes each example at random, by its own key: `fold_in(key, index in the global batch)`.
+
+    Args:
+      key: of this step.
+      images: in [0, 1].
+      labels: class numbers.
+      flip: mirror each axis or not, evenly.
+      quarter_turns: turn by 0 to 3 right angles, evenly; square images only.
+      rotation_degrees: the most to turn to either side.
+      scale: the most to grow or shrink, as a share.
+      shift: the most to move along each axis, as a share of its size.
+      affine_probability: how often rotation, scale and shift happen.
+      contrast: the most that differences from the mean grow or shrink, as a share.
+      brightness: the most that is added or taken away.
+      gamma: the most that the exponent's logarithm differs from 0.
+      noise: the most that the standard deviation of Gaussian noise can be.
+
+    Returns:
+      Images and labels of the same shapes and types. What comes from outside an image is its
+      nearest border pixel, in the label too.
+    """
+    height, width = images.shape[1:3]
+    if quarter_turns and height != width:
+        raise ValueError(f"quarter_turns needs square images, got {height} x {width}")
+
+    def one(index, image, label):
+        geometry, intensity = jax.random.split(jax.random.fold_in(key, index))
+        draws = jax.random.uniform(geometry, (8,), minval=-1)
+        affine = jnp.abs(draws[0]) < affine_probability
+        angle = jnp.where(affine, jnp.deg2rad(rotation_degrees) * draws[1], 0.0)
+        zoom = jnp.where(affine, 1 + scale * draws[2], 1.0)
+        moved = jnp.where(affine, shift * draws[3:5], 0.0) * jnp.array([height, width])
+        mirror = jnp.where(draws[5:7] < 0, -1.0, 1.0) if flip else jnp.ones(2)
+        turns = jnp.floor(2 * (draws[7] + 1)).astype(int) if quarter_turns else 0
+        # exact right angles, so that without an affine part every pixel is looked up exactly
+        cosine, sine = jnp.array([1.0, 0, -1, 0])[turns], jnp.array([0.0, 1, 0, -1])[turns]
+        quarter = jnp.array([[cosine, -sine], [sine, cosine]])
+        rotate = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+        matrix = zoom * jnp.matmul(quarter * mirror, rotate, precision="highest")
+
+        centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
+        grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
+        offset = grid - centre[:, None, None]
+        source = jnp.einsum("ij,jhw->ihw", matrix, offset, precision="highest")
+        source = list(source + (centre + moved)[:, None, None])
+        image = jnp.stack(
+            [
+                map_coordinates(image[..., channel], source, order=1, mode="nearest")
+                for channel in range(image.shape[-1])
+            ],
+            axis=-1,
+        )
+        label = map_coordinates(label, source, order=0, mode="nearest")
+        return change_intensity(intensity, image), label
+
+    def change_intensity(key, image):
+        key, noise_key = jax.random.split(key)
+        draws = jax.random.uniform(key, (4,), minval=-1)
+        mean = jnp.mean(image)
+        image = mean + (1 + contrast * draws[0]) * (image - mean) + brightness * draws[1]
+        image = jnp.clip(image, 0, 1) ** jnp.exp(gamma * draws[2])
+        if noise:
+            values = jax.random.normal(noise_key, (image.size,)).reshape(image.shape)
+            image = image + noise * jnp.abs(draws[3]) * values
+        return image
+
+    return jax.vmap(one)(jnp.arange(len(images)), images, labels)

@@ -1,0 +1,166 @@
+"""Prepared records as slices for training and as whole cases for evaluation."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.msg)
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """A case at its original size; a picture has depth 1.
+
+    Attributes:
+      name: of the case.
+      image: `[depth, height, width, channels]`, uint8 or uint16.
+      label: `[depth, height, width]`, uint8 class numbers.
+      spacing_mm: `(depth, height, width)` of a voxel, or None where unknown.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    spacing_mm: tuple[float, float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a prepared data set says of itself.
+
+    Attributes:
+      name: of the data set.
+      modality: such as "T1 MRI".
+      classes: names, background first.
+      colors: one a class, as "#rrggbb".
+      channels: of the images, 1 or 3.
+    """
+
+    name: str
+    modality: str
+    classes: tuple[str, ...]
+    colors: tuple[str, ...]
+    channels: int
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes `[height, width, channels]` linearly, averaging where it shrinks; keeps the type."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    channels = [
+        Image.fromarray(image[..., channel].astype(np.float32)).resize(
+            (width, height), Image.Resampling.BILINEAR
+        )
+        for channel in range(image.shape[-1])
+    ]
+    resized = np.stack([np.asarray(channel) for channel in channels], axis=-1)
+    if np.issubdtype(image.dtype, np.integer):
+        resized = np.rint(resized)
+    return resized.astype(image.dtype)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes class numbers `[height, width]` to those of the nearest pixels."""
+    height, width = size
+    return np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+
+
+class Split:
+    """One split of a prepared data set.
+
+    Attributes:
+      name: of the split.
+      info: of the data set.
+    """
+
+    def __init__(self, folder: pathlib.Path, name: str):
+        """Opens the split; nothing is decoded yet.
+
+        Raises:
+          ValueError: if the data set has no such split.
+        """
+        builder = tfds.builder_from_directory(folder)
+        if name not in builder.info.splits:
+            raise ValueError(
+                f"data set {builder.name!r} has no split {name!r}; it has "
+                f"{sorted(builder.info.splits)}"
+            )
+        self.name = name
+        self.info = DatasetInfo(
+            name=builder.name,
+            modality=builder.info.metadata["modality"],
+            classes=tuple(builder.info.metadata["classes"]),
+            colors=tuple(builder.info.metadata["colors"]),
+            channels=builder.info.metadata["channels"],
+        )
+        self._records = builder.as_data_source(name)
+        skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+        index: dict[str, dict[int, int]] = {}
+        self._case_of_record: list[str] = []
+        for position, record in enumerate(builder.as_data_source(name, decoders=skip)):
+            case = record["case"].decode()
+            index.setdefault(case, {})[int(record["slice"])] = position
+            self._case_of_record.append(case)
+        self._slices = {case: [of[i] for i in sorted(of)] for case, of in index.items()}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def cases(self) -> Sequence[str]:
+        """Names of the cases, in the order in which they were written."""
+        return list(self._slices)
+
+    def case_name(self, record: int) -> str:
+        """The case that a record is a slice of."""
+        return self._case_of_record[record]
+
+    def slice(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image `[height, width, channels]` and label `[height, width]` of one record."""
+        example = self._records[record]
+        return example["image"], example["label"][..., 0]
+
+    def volume(self, case: str) -> Volume:
+        """All slices of a case, in order."""
+        records = self._slices[case]
+        images, labels = zip(*(self.slice(record) for record in records), strict=True)
+        spacing = self._records[records[0]]["spacing_mm"]
+        known = bool(np.isfinite(spacing).all())
+        return Volume(
+            name=case,
+            image=np.stack(images),
+            label=np.stack(labels),
+            spacing_mm=tuple(map(float, spacing)) if known else None,
+        )
+
+
+class TrainingSlices:
+    """Slices of a split at one size, decoded once and then kept in memory.
+
+    An element is a dictionary of `image` `[size, size, channels]` (uint8 or uint16), `label`
+    `[size, size]` (uint8) and `record`, its number in the split.
+    """
+
+    def __init__(self, split: Split, image_size: int):
+        self._split = split
+        self._size = (image_size, image_size)
+        self._cache: dict[int, dict[str, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, record: int) -> dict[str, np.ndarray]:
+        if record not in self._cache:
+            image, label = self._split.slice(record)
+            self._cache[record] = {
+                "image": resize_image(image, self._size),
+                "label": resize_label(label, self._size),
+                "record": np.int32(record),
+            }
+        return self._cache[record]

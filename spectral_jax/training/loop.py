@@ -1,0 +1,233 @@
+"""The training loop: from a configuration to checkpoints in a run's folder."""
+
+import math
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from spectral_jax.data import pipeline
+from spectral_jax.data.sources import Split, TrainingSlices
+from spectral_jax.metrics import overlap
+from spectral_jax.training import run, sharding
+from spectral_jax.training.checkpoint import Checkpoints
+from spectral_jax.training.config import Config
+from spectral_jax.training.logging import RunLog
+from spectral_jax.training.state import TrainState
+from spectral_jax.training.step import make_count_step, make_train_step
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is not a number; the last checkpoint is from before."""
+
+
+class Preempted(Exception):  # noqa: N818 (it is no error)
+    """SIGTERM came; everything is saved and the same command goes on from here."""
+
+
+def train(config: Config, workdir: pathlib.Path) -> bool:
+    """Trains to the end, from the last checkpoint if there is one.
+
+    The same command, killed at any instant and started again, ends with the same parameters.
+
+    Args:
+      config: of the run; a folder that belongs to another is refused.
+      workdir: the run's folder, made if it is not there.
+
+    Returns:
+      Whether there was anything left to do.
+
+    Raises:
+      ConfigError: for a configuration that does not fit the folder or the devices.
+      DataError: for raw data that cannot be used.
+      NonFiniteError: if the loss or the gradient is not finite.
+      Preempted: after SIGTERM.
+    """
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(config.train.batch_size, mesh)
+    folder = run.prepare_data(config.data)
+    split = Split(folder, "train")
+    run.start_run(config, workdir, split.info)
+
+    slices = TrainingSlices(split, config.data.image_size)
+    steps_per_epoch = len(slices) / config.train.batch_size
+    total_steps = math.ceil(config.train.epochs * steps_per_epoch)
+    validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
+    validator = Validator(config, folder, mesh)
+
+    model = run.make_model(config, len(split.info.classes))
+    train_step = make_train_step(model, config, total_steps, mesh)
+
+    with Checkpoints(workdir) as checkpoints, StopSignal() as stop:
+        if checkpoints.last_step == total_steps:
+            return False
+        state = initial_state(config, model, split.info.channels, total_steps, mesh, checkpoints)
+        first_step = int(state.step)
+        batches = pipeline.training_batches(
+            slices,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            first_step=first_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with RunLog(workdir, first_step, total_steps) as log:
+            if first_step:
+                log.say(f"going on at step {first_step} of {total_steps}")
+            before = None  # of the step that may still be running
+            for step in range(first_step + 1, total_steps + 1):
+                start = time.perf_counter()
+                batch = next(batches)
+                data_wait = time.perf_counter() - start
+                records = batch.pop("record")
+                state, metrics = train_step(state, sharding.place_batch(batch, mesh))
+                if before is not None:
+                    # checked one step late, so that the device never waits for the host
+                    log.advance(step - 1, check_finite(*before, split, checkpoints.last_step))
+                before = (step, records, metrics)
+
+                validating = step % validate_every == 0 or step == total_steps
+                saving = validating or step % config.train.save_every_steps == 0 or stop.received
+                logging = step % config.train.log_every_steps == 0 or step == total_steps
+                if saving or logging:
+                    check_finite(*before, split, checkpoints.last_step)
+                if logging:
+                    seconds = time.perf_counter() - start
+                    log.write(
+                        "train",
+                        step,
+                        {
+                            "epoch": step / steps_per_epoch,
+                            **{key: float(value) for key, value in metrics.items()},
+                            "data_wait_seconds": data_wait,
+                            "step_seconds": seconds,
+                            "images_per_second": config.train.batch_size / seconds,
+                        },
+                    )
+                dice = None
+                if validating and validator.available:
+                    scores = validator.dice(model, state)
+                    dice = scores["dice"]
+                    log.write("validation", step, scores)
+                    log.say(f"step {step}: validation Dice {dice:.4f}")
+                if saving:
+                    checkpoints.save(step, state, dice)
+                if stop.received:
+                    checkpoints.wait()
+                    raise Preempted(f"SIGTERM: saved at step {step} of {total_steps}")
+        checkpoints.wait()
+    return True
+
+
+def initial_state(
+    config: Config,
+    model: nn.Module,
+    channels: int,
+    total_steps: int,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> TrainState:
+    """The last checkpoint; without one, random or pretrained parameters."""
+    everywhere = sharding.replicated(mesh)
+    create = run.state_maker(config, model, channels, total_steps)
+    key = jax.random.key(config.train.seed)
+    if checkpoints.last_step is not None:
+        return checkpoints.restore(checkpoints.last_step, jax.eval_shape(create, key), everywhere)
+    state = jax.jit(create, out_shardings=everywhere)(key)
+    if config.model.pretrained:
+        from spectral_jax.models.pretrained import load_pretrained
+
+        loaded = load_pretrained(config.model.pretrained, state.variables)
+        params = jax.device_put(loaded["params"], everywhere)
+        state = state.replace(
+            params=params,
+            batch_stats=jax.device_put(loaded["batch_stats"], everywhere),
+            ema_params=None if state.ema_params is None else jax.tree.map(np.copy, params),
+        )
+    return state
+
+
+def check_finite(
+    step: int, records: np.ndarray, metrics: dict[str, Any], split: Split, saved: int | None
+) -> float:
+    """Returns the loss of a step.
+
+    Raises:
+      NonFiniteError: naming what is not finite, and the cases of the batch.
+    """
+    bad = [key for key, value in metrics.items() if not np.isfinite(value)]
+    if bad:
+        cases = ", ".join(sorted({split.case_name(int(record)) for record in records}))
+        kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved}"
+        raise NonFiniteError(
+            f"step {step}: {', '.join(bad)} not finite; the batch holds {cases}. Kept: {kept}. "
+            "Look at these cases; or lower the learning rate or clip gradients "
+            "(--config.optim.learning_rate, --config.optim.clip_norm)"
+        )
+    return float(metrics["loss"])
+
+
+class Validator:
+    """Dice of the validation split, at the training size."""
+
+    def __init__(self, config: Config, folder: pathlib.Path, mesh: Mesh):
+        try:
+            self._split: Split | None = Split(folder, "validation")
+        except ValueError:
+            self._split = None
+            return
+        self._slices = TrainingSlices(self._split, config.data.image_size)
+        self._batch_size = config.train.batch_size
+        self._mesh = mesh
+        self._count_step = None
+
+    @property
+    def available(self) -> bool:
+        """Whether the data set has a validation split."""
+        return self._split is not None
+
+    def dice(self, model: nn.Module, state: TrainState) -> dict[str, float]:
+        """Mean over cases, then over foreground classes; and per class, as `dice/<class>`."""
+        self._count_step = self._count_step or make_count_step(model, self._mesh)
+        assert self._split is not None
+        total = len(self._slices)
+        sums: dict[str, np.ndarray] = {}
+        for first in range(0, total, self._batch_size):
+            # the last batch is filled up with repetitions, which do not count
+            records = np.minimum(np.arange(first, first + self._batch_size), total - 1)
+            examples = [self._slices[int(record)] for record in records]
+            batch = {key: np.stack([e[key] for e in examples]) for key in ("image", "label")}
+            counts = np.stack(
+                self._count_step(state.variables, sharding.place_batch(batch, self._mesh)), axis=1
+            )
+            for record, of_slice in zip(records[: total - first], counts, strict=False):
+                case = self._split.case_name(int(record))
+                sums[case] = sums.get(case, 0) + of_slice
+        of_cases = np.stack([overlap.dice(overlap.Counts(*of_case)) for of_case in sums.values()])
+        per_class = {
+            name: float(np.nanmean(column))
+            for name, column in zip(self._split.info.classes[1:], of_cases.T[1:], strict=True)
+            if np.isfinite(column).any()
+        }
+        mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
+        return {"dice": mean, **{f"dice/{name}": value for name, value in per_class.items()}}
+
+
+class StopSignal:
+    """Notices SIGTERM, which asks for a last checkpoint."""
+
+    def __enter__(self):
+        self.received = False
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def _receive(self, *_):
+        self.received = True
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._previous)

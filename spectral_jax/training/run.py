@@ -1,0 +1,193 @@
+"""A run's folder: its configuration and versions, and what is built again from them."""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+import spectral_jax
+from spectral_jax.data import datasets
+from spectral_jax.data.sources import DatasetInfo
+from spectral_jax.models import MODELS, build_model
+from spectral_jax.training.checkpoint import Checkpoints
+from spectral_jax.training.config import Config, ConfigError, DataConfig, parse_config
+from spectral_jax.training.optim import build_optimizer
+from spectral_jax.training.state import TrainState, create_state
+
+CONFIG_FILE = "config.json"
+VERSIONS_FILE = "versions.json"
+DATASET_FILE = "dataset.json"
+# these may change between the starts of a run: they do not change what is computed
+FREE_KEYS = ("data.root", "data.data_dir", "train.log_every_steps", "train.save_every_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A network with the parameters of a checkpoint.
+
+    Attributes:
+      config: of the run.
+      data: what the network was trained on.
+      model: the module.
+      variables: what to apply it with.
+      step: of the checkpoint.
+    """
+
+    config: Config
+    data: DatasetInfo
+    model: nn.Module
+    variables: dict[str, Any]
+    step: int
+
+
+def start_run(config: Config, workdir: pathlib.Path, data: DatasetInfo) -> None:
+    """Makes the run's folder, or checks that an existing one belongs to `config`.
+
+    Raises:
+      ConfigError: if the folder belongs to another configuration, or holds something else.
+    """
+    file = workdir / CONFIG_FILE
+    values = dataclasses.asdict(config)
+    if file.exists():
+        # through JSON, as the stored values went: tuples become lists
+        before, now = _flatten(json.loads(file.read_text())), _flatten(_plain(values))
+        changed = [
+            f"  config.{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and key not in FREE_KEYS
+        ]
+        if changed:
+            raise ConfigError(
+                f"{workdir} belongs to a run with another configuration:\n"
+                + "\n".join(changed)
+                + "\nUse another --workdir, or delete this one"
+            )
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"{workdir} is not empty and holds no run; use another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / VERSIONS_FILE, versions())
+    write_json(workdir / DATASET_FILE, dataclasses.asdict(data))
+    write_json(file, values)
+
+
+def read_config(workdir: pathlib.Path) -> Config:
+    """The configuration of a run.
+
+    Raises:
+      ConfigError: if there is no run in the folder.
+    """
+    file = workdir / CONFIG_FILE
+    if not file.exists():
+        raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it")
+    return parse_config(json.loads(file.read_text()))
+
+
+def state_maker(
+    config: Config, model: nn.Module, channels: int, total_steps: int
+) -> Callable[[jax.Array], TrainState]:
+    """The function from a key to a run's first state, for `jax.jit` or `jax.eval_shape`."""
+    optimizer = build_optimizer(config.optim, total_steps)
+    image_shape = (config.data.image_size, config.data.image_size, channels)
+    ema = config.optim.ema_decay > 0
+    return lambda key: create_state(model, optimizer, key, image_shape, ema=ema)
+
+
+def restore(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedModel:
+    """Loads the network of a run.
+
+    Args:
+      workdir: the run's folder.
+      checkpoint: "best" (highest validation Dice) or "last".
+
+    Raises:
+      ConfigError: if there is no run, or no checkpoint yet.
+    """
+    config = read_config(workdir)
+    data = DatasetInfo(**_tuples(json.loads((workdir / DATASET_FILE).read_text())))
+    model = make_model(config, len(data.classes))
+    make_state = state_maker(config, model, data.channels, total_steps=1)
+    with Checkpoints(workdir) as checkpoints:
+        step = {"best": checkpoints.best_step, "last": checkpoints.last_step}[checkpoint]
+        if step is None:
+            raise ConfigError(f"{workdir} holds no checkpoint yet; train first")
+        like = jax.eval_shape(make_state, jax.random.key(0))
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        state = checkpoints.restore(step, like, device)
+    return TrainedModel(config, data, model, state.variables, step)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, its revision, and what it ran on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "spectral_jax": spectral_jax.__version__,
+        "revision": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def prepare_data(config: DataConfig) -> pathlib.Path:
+    """Prepares the data set, if it is not yet, and returns the folder of its records."""
+    known = datasets.DATASETS
+    if config.name not in known:
+        raise ConfigError(f"config.data.name={config.name!r}: choose one of {sorted(known)}")
+    options = _tuples(config.options)
+    return datasets.prepare(
+        known[config.name], root=config.root, data_dir=config.data_dir, **options
+    )
+
+
+def make_model(config: Config, num_classes: int) -> nn.Module:
+    """The network that `config` describes."""
+    options = _tuples(config.model.options)
+    if config.model.bfloat16:
+        options["dtype"] = jnp.bfloat16
+    module = MODELS.get(config.model.name)
+    if module is not None and "image_size" in module.__dataclass_fields__:
+        options.setdefault("image_size", config.data.image_size)
+    return build_model(config.model.name, num_classes=num_classes, **options)
+
+
+def write_json(file: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes a file as a whole or not at all."""
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(values, indent=2) + "\n")
+    new.rename(file)
+
+
+def _plain(values: Any) -> Any:
+    return json.loads(json.dumps(values))
+
+
+def _tuples(values: Any) -> dict[str, Any]:
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
