@@ -60,5 +60,5 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _keep_compiled_programs() -> None:
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache / "spectral_jax" / "compiled"))

@@ -1,4 +1,4 @@
-"""Settings that every test runs under: CPU, eight virtual devices, strict types, shared fixtures."""
+"""Settings of every test: CPU, eight virtual devices, shared fixtures."""
 
 import os
 import pathlib

@@ -6,8 +6,8 @@ interpolated linearly; labels take the nearest pixel, so no class appears that w
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
 from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, Int, Key
 
 
 def to_unit_range(images: Array) -> Float[Array, "batch *spatial channels"]:
@@ -76,8 +76,10 @@ def augment(
         centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
         grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
         offset = grid - centre[:, None, None]
-        source = jnp.einsum("ij,jhw->ihw", matrix, offset, precision="highest")
-        source = list(source + (centre + moved)[:, None, None])
+        source = list(
+            jnp.einsum("ij,jhw->ihw", matrix, offset, precision="highest")
+            + (centre + moved)[:, None, None]
+        )
         image = jnp.stack(
             [
                 map_coordinates(image[..., channel], source, order=1, mode="nearest")

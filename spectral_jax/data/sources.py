@@ -136,7 +136,7 @@ class Split:
             name=case,
             image=np.stack(images),
             label=np.stack(labels),
-            spacing_mm=tuple(map(float, spacing)) if known else None,
+            spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])) if known else None,
         )
 
 
@@ -150,12 +150,12 @@ class TrainingSlices:
     def __init__(self, split: Split, image_size: int):
         self._split = split
         self._size = (image_size, image_size)
-        self._cache: dict[int, dict[str, np.ndarray]] = {}
+        self._cache: dict[int, dict[str, np.ndarray | np.int32]] = {}
 
     def __len__(self) -> int:
         return len(self._split)
 
-    def __getitem__(self, record: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, record: int) -> dict[str, np.ndarray | np.int32]:
         if record not in self._cache:
             image, label = self._split.slice(record)
             self._cache[record] = {

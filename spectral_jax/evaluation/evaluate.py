@@ -45,7 +45,7 @@ def evaluate(
     ):
         if ours != theirs:
             raise ValueError(
-                f"the network was trained on {what} {ours}, data set {split.info.name!r} has {theirs}"
+                f"the network was trained on {what} {ours}, but {split.info.name!r} has {theirs}"
             )
 
     predictor = Predictor(trained)
@@ -75,18 +75,17 @@ def evaluate(
     }
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
-    np.savez_compressed(folder / f"{name}-examples.npz", **pictures)
+    np.savez_compressed(folder / f"{name}-examples.npz", allow_pickle=False, **pictures)
     write_json(folder / f"{name}.json", _without_nan(result))
     return result
 
 
 def _score(predictor: Predictor, volume: Volume, num_classes: int) -> list[dict[str, Any]]:
     prediction = predictor.labels(volume.image)
-    truth, spacing = volume.label, volume.spacing_mm
-    if len(truth) == 1:  # a picture
-        prediction, truth = prediction[0], truth[0]
-        spacing = spacing and spacing[1:]
-    return score_case(prediction, truth, num_classes, spacing)
+    if len(volume.label) == 1:  # a picture
+        spacing = volume.spacing_mm and volume.spacing_mm[1:]
+        return score_case(prediction[0], volume.label[0], num_classes, spacing)
+    return score_case(prediction, volume.label, num_classes, volume.spacing_mm)
 
 
 def _examples(
@@ -114,7 +113,13 @@ def _examples(
         pictures[f"{rank}_label"] = volume.label[index]
         pictures[f"{rank}_prediction"] = prediction[index]
         examples.append(
-            {"rank": rank, "case": case, "slice": index, "dice": float(means[case]), "key": rank}
+            {
+                "rank": rank,
+                "case": case,
+                "slice": index if len(volume.label) > 1 else None,
+                "dice": float(means[case]),
+                "key": rank,
+            }
         )
     return examples, pictures
 

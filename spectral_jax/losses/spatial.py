@@ -7,7 +7,7 @@ the batch then run over all of it.
 """
 
 from collections.abc import Hashable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,14 +89,22 @@ def mean_over_present(
     return total / jnp.where(weight > 0, weight, 1)
 
 
+class Powers(NamedTuple):
+    """Covariance of two masks, or the cross-power of their spectra, and the power of each."""
+
+    cross: Float[Array, "..."]
+    prediction: Float[Array, "..."]
+    target: Float[Array, "..."]
+
+
 def centred_powers(
     p: Float[Array, "batch *spatial classes"], m: Float[Array, "batch *spatial classes"]
-) -> tuple[Float[Array, "batch classes"], ...]:
+) -> Powers:
     """Covariance of `p` and `m` and the variances of both over the spatial axes."""
     axes = spatial_axes(p)
     p = p - jnp.mean(p, axis=axes, keepdims=True)
     m = m - jnp.mean(m, axis=axes, keepdims=True)
-    return jnp.mean(p * m, axis=axes), jnp.mean(p * p, axis=axes), jnp.mean(m * m, axis=axes)
+    return Powers(*(jnp.mean(x * y, axis=axes) for x, y in ((p, m), (p, p), (m, m))))
 
 
 def dice_loss(
@@ -191,8 +199,8 @@ def pearson_loss(
       A scalar in [0, 2]; 0 if no class is present.
     """
     p, m = prepare(probabilities, targets, include_background)
-    cross, p_power, m_power = centred_powers(p, m)
-    correlation = cross / jnp.sqrt((p_power + epsilon) * (m_power + epsilon))
+    powers = centred_powers(p, m)
+    correlation = powers.cross / jnp.sqrt((powers.prediction + epsilon) * (powers.target + epsilon))
     return mean_over_present(1 - correlation, present_classes(m), axis_name)
 
 
@@ -213,7 +221,7 @@ def matthews_loss(
     Arguments and result are those of `pearson_loss`.
     """
     p, t = prepare(probabilities, targets, include_background)
-    cross = centred_powers(p, t)[0]
+    cross = centred_powers(p, t).cross
     p_area, t_area = (jnp.mean(x, axis=spatial_axes(x)) for x in (p, t))
     p_power, t_power = p_area * (1 - p_area), t_area * (1 - t_area)
     coefficient = cross / jnp.sqrt((p_power + epsilon) * (t_power + epsilon))

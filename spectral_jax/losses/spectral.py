@@ -28,6 +28,7 @@ from spectral_jax.losses.spatial import (
     POOLINGS,
     AxisName,
     Pooling,
+    Powers,
     centred_powers,
     check_option,
     mean_over_batch,
@@ -151,11 +152,10 @@ def spectral_powers(
     m: Float[Array, "batch *spatial classes"],
     spectrum: Spectrum,
     band: Band | None,
-) -> tuple[Float[Array, "batch classes rings"], ...]:
-    """Weighted cross-power of two spectra and the power of each, in units of pixel variance."""
+) -> Powers:
+    """Weighted powers of two spectra, `[batch, classes, rings]`, in units of pixel variance."""
     if spectrum == "complex" and band is None:  # Parseval
-        cross, p_power, m_power = (power[..., None] for power in centred_powers(p, m))
-        return cross, p_power, m_power
+        return Powers(*(power[..., None] for power in centred_powers(p, m)))
 
     shape = p.shape[1:-1]
     weights = jnp.asarray(spectrum_weights(shape, band), p.dtype)
@@ -181,21 +181,18 @@ def spectral_powers(
         return products - total(x[0]) * total(y[0]) / jnp.sum(weights, axis=axes)
 
     x, y = components(p), components(m)
-    return power(x, y), power(x, x), power(y, y)
+    return Powers(power(x, y), power(x, x), power(y, y))
 
 
 def coefficient(
-    cross: Float[Array, "*batch classes rings"],
-    p_power: Float[Array, "*batch classes rings"],
-    m_power: Float[Array, "*batch classes rings"],
-    normalisation: Normalisation,
-    epsilon: float,
+    powers: Powers, normalisation: Normalisation, epsilon: float
 ) -> Float[Array, "*batch classes"]:
     """Normalises the cross-power by the powers and takes the mean over the rings."""
+    cross, prediction, target = powers
     if normalisation == "correlation":
-        rho = cross / jnp.sqrt((p_power + epsilon) * (m_power + epsilon))
+        rho = cross / jnp.sqrt((prediction + epsilon) * (target + epsilon))
     else:
-        rho = (2 * cross + epsilon) / (p_power + m_power + epsilon)
+        rho = (2 * cross + epsilon) / (prediction + target + epsilon)
     return jnp.mean(rho, axis=-1)
 
 
@@ -248,8 +245,8 @@ def spectral_correlation(
     p, m = prepare(probabilities, targets, include_background=True)
     powers = spectral_powers(p, m, spectrum, band)
     if pooling == "batch":
-        powers = tuple(jnp.mean(power, axis=0) for power in powers)
-    return coefficient(*powers, normalisation, epsilon)
+        powers = Powers(*(jnp.mean(power, axis=0) for power in powers))
+    return coefficient(powers, normalisation, epsilon)
 
 
 def spectral_correlation_loss(
@@ -308,15 +305,17 @@ def spectral_correlation_loss(
     present = present * sample_weights[:, None]
     if pooling == "batch":
         weight = sum_over_devices(jnp.sum(sample_weights), axis_name)
-        powers = tuple(
-            sum_over_devices(jnp.tensordot(sample_weights, power, 1), axis_name)
-            / jnp.where(weight > 0, weight, 1)
-            for power in powers
+        powers = Powers(
+            *(
+                sum_over_devices(jnp.tensordot(sample_weights, power, 1), axis_name)
+                / jnp.where(weight > 0, weight, 1)
+                for power in powers
+            )
         )
         present = sum_over_devices(jnp.sum(present, axis=0), axis_name) > 0
-        losses = 1 - coefficient(*powers, normalisation, epsilon)
+        losses = 1 - coefficient(powers, normalisation, epsilon)
         return mean_over_present(losses, present.astype(p.dtype), axis_name=None)
-    losses = 1 - coefficient(*powers, normalisation, epsilon)
+    losses = 1 - coefficient(powers, normalisation, epsilon)
     return mean_over_present(losses, present, axis_name)
 
 

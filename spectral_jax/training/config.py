@@ -209,16 +209,15 @@ def parse_config(values: ConfigDict | Mapping[str, Any]) -> Config:
     """
     if isinstance(values, ConfigDict):
         values = values.to_dict()
-    sections = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+    sections = dataclasses.asdict(Config())
     _check_keys("", values, tuple(sections))
     parsed = {}
-    for name, section in sections.items():
+    for name, defaults in sections.items():
         given = values.get(name, {})
-        defaults = dataclasses.asdict(section())
         _check_keys(f"{name}.", given, tuple(defaults))
         for key, value in given.items():
             _check_type(f"{name}.{key}", value, defaults[key])
-        parsed[name] = section(**given)
+        parsed[name] = type(getattr(Config(), name))(**given)
     return Config(**parsed)
 
 

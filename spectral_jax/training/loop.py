@@ -1,9 +1,11 @@
 """The training loop: from a configuration to checkpoints in a run's folder."""
 
+import dataclasses
 import math
 import pathlib
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ class NonFiniteError(ArithmeticError):
     """A loss or gradient is not a number; the last checkpoint is from before."""
 
 
-class Preempted(Exception):  # noqa: N818 (it is no error)
+class Preempted(Exception):
     """SIGTERM came; everything is saved and the same command goes on from here."""
 
 
@@ -144,7 +146,8 @@ def initial_state(
 
         loaded = load_pretrained(config.model.pretrained, state.variables)
         params = jax.device_put(loaded["params"], everywhere)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             params=params,
             batch_stats=jax.device_put(loaded["batch_stats"], everywhere),
             ema_params=None if state.ema_params is None else jax.tree.map(np.copy, params),
@@ -184,7 +187,7 @@ class Validator:
         self._slices = TrainingSlices(self._split, config.data.image_size)
         self._batch_size = config.train.batch_size
         self._mesh = mesh
-        self._count_step = None
+        self._count_step: Callable | None = None
 
     @property
     def available(self) -> bool:
@@ -193,8 +196,8 @@ class Validator:
 
     def dice(self, model: nn.Module, state: TrainState) -> dict[str, float]:
         """Mean over cases, then over foreground classes; and per class, as `dice/<class>`."""
-        self._count_step = self._count_step or make_count_step(model, self._mesh)
         assert self._split is not None
+        count_step = self._count_step = self._count_step or make_count_step(model, self._mesh)
         total = len(self._slices)
         sums: dict[str, np.ndarray] = {}
         for first in range(0, total, self._batch_size):
@@ -203,7 +206,7 @@ class Validator:
             examples = [self._slices[int(record)] for record in records]
             batch = {key: np.stack([e[key] for e in examples]) for key in ("image", "label")}
             counts = np.stack(
-                self._count_step(state.variables, sharding.place_batch(batch, self._mesh)), axis=1
+                count_step(state.variables, sharding.place_batch(batch, self._mesh)), axis=1
             )
             for record, of_slice in zip(records[: total - first], counts, strict=False):
                 case = self._split.case_name(int(record))

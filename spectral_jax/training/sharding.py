@@ -36,6 +36,5 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """Makes global arrays of this process's share of a batch."""
     sharding = split_batch(mesh)
     return {
-        key: jax.make_array_from_process_local_data(sharding, value)
-        for key, value in batch.items()
+        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
     }

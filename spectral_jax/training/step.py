@@ -45,7 +45,7 @@ def make_train_step(
         return harmonized_terms(
             logits,
             labels,
-            spatial=config.objective.spatial,
+            spatial=config.objective.spatial,  # type: ignore[arg-type]  # checked by the config
             spectral=spectral,
             weight=weight,
             include_background=config.objective.include_background,

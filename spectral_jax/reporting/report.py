@@ -1,0 +1,212 @@
+"""The page of one run: `report.html`, self-contained, made from the files of its folder."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from spectral_jax.reporting import charts, overlays
+
+Line = dict[str, Any]
+
+# Keys of a training line that are not terms of the loss; every other one is.
+BOOKKEEPING = ("kind", "step", "epoch")
+THROUGHPUT = ("images_per_second", "step_seconds", "data_wait_seconds")
+SCHEDULES = ("learning_rate", "spectral_weight")
+OPTIMISATION = (*SCHEDULES, "gradient_norm")
+# For classes whose colour no evaluation tells: Okabe and Ito's palette.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
+
+
+def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `report.html` about the run in `workdir` and returns its path.
+
+    What is not there yet is left out: the page of a run that has just begun has a configuration
+    and no results. All pictures are inside the page, which makes no network request.
+
+    Args:
+      workdir: the run's folder, with any of `config.json`, `versions.json`, `metrics.jsonl`, and
+        `evaluation/NAME.json` beside `evaluation/NAME-examples.npz`.
+
+    Raises:
+      ValueError: where `workdir` has none of these.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    lines, unreadable_lines = read_metrics(workdir / "metrics.jsonl")
+    evaluations = [_evaluation(path) for path in sorted(workdir.glob("evaluation/*.json"))]
+    config = _read_json(workdir / "config.json")
+    if not (lines or evaluations or config):
+        raise ValueError(
+            f"{workdir} is not a run's folder: it has neither config.json nor metrics.jsonl "
+            "nor evaluation/*.json"
+        )
+    colors = {name: color for e in evaluations for name, color in e["foreground"].items()}
+    training = [line for line in lines if line["kind"] == "train"]
+    validation = [line for line in lines if line["kind"] == "validation" and _finite(line, "dice")]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spectral_jax", "reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "duration": _duration}
+    page = environment.get_template("report.html").render(
+        name=workdir.name,
+        parts=[part["name"] for part in config.values() if _has_name(part)],
+        config=list(_flatten(config)),
+        versions=_read_json(workdir / "versions.json"),
+        evaluations=evaluations,
+        training=training,
+        curves=_learning_curves(training),
+        throughput={key: _median(training, key) for key in THROUGHPUT},
+        validation=_validation(validation, colors),
+        unreadable_lines=unreadable_lines,
+    )
+    path = workdir / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def read_metrics(path: pathlib.Path) -> tuple[list[Line], int]:
+    """Reads `metrics.jsonl`: its lines in order of step, and how many could not be read.
+
+    A run that was killed and resumed may leave a torn line, and repeats the steps since its last
+    checkpoint: of two lines about one step the later one counts.
+    """
+    lines, unreadable = {}, 0
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+            lines[line["kind"], line["step"]] = line
+        except (ValueError, KeyError, TypeError):
+            unreadable += 1
+    return sorted(lines.values(), key=lambda line: line["step"]), unreadable
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): write it again or delete it") from error
+
+
+def _finite(line: Mapping[str, Any], key: str) -> bool:
+    value = line.get(key)
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _has_name(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("name"), str)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
+
+
+def _median(lines: Sequence[Line], key: str) -> float | None:
+    values = [line[key] for line in lines if _finite(line, key)]
+    return float(np.median(values)) if values else None
+
+
+def _learning_curves(training: Sequence[Line]) -> list[dict[str, Any]]:
+    keys = dict.fromkeys(key for line in training for key in line)
+    terms = [key for key in keys if key not in BOOKKEEPING + THROUGHPUT + OPTIMISATION]
+    curves = []
+    for key in terms + [key for key in OPTIMISATION if key in keys]:
+        lines = [line for line in training if _finite(line, key)]
+        if lines:
+            title = key.replace("_", " ") + (" term" if key in terms and key != "loss" else "")
+            svg = charts.curve(
+                [line["step"] for line in lines],
+                [line[key] for line in lines],
+                alt=f"Curve of {title} over training steps",
+                noisy=key not in SCHEDULES,
+                logarithmic=key == "gradient_norm" and all(line[key] > 0 for line in lines),
+            )
+            curves.append({"title": title, "svg": svg})
+    return curves
+
+
+def _validation(validation: Sequence[Line], colors: Mapping[str, str]) -> dict[str, Any] | None:
+    if not validation:
+        return None
+    keys = dict.fromkeys(key for line in validation for key in line if key.startswith("dice/"))
+    by_class = {}
+    for index, key in enumerate(keys):
+        name = key.removeprefix("dice/")
+        values = [line[key] if _finite(line, key) else math.nan for line in validation]
+        by_class[name] = values, colors.get(name, PALETTE[index % len(PALETTE)])
+    svg = charts.curves_by_class(
+        [line["step"] for line in validation],
+        [line["dice"] for line in validation],
+        by_class,
+        alt="Curves of validation Dice over training steps",
+    )
+    best = max(validation, key=lambda line: line["dice"])
+    legend = {"mean": "currentColor"} | {name: color for name, (_, color) in by_class.items()}
+    return {"svg": svg, "best": best, "legend": legend}
+
+
+def _evaluation(path: pathlib.Path) -> dict[str, Any]:
+    evaluation = _read_json(path)
+    classes, colors = evaluation["classes"], evaluation["colors"]
+    foreground = dict(zip(classes[1:], colors[1:], strict=True))
+    dice = {
+        name: (
+            [c["dice"] for c in evaluation["cases"] if c["class"] == name and _finite(c, "dice")],
+            color,
+        )
+        for name, color in foreground.items()
+    }
+    kinds_of_error = 3 if len(foreground) > 1 else 2
+    examples = []
+    arrays_path = path.with_name(f"{path.stem}-examples.npz")
+    if arrays_path.exists():
+        with np.load(arrays_path) as arrays:
+            examples = [
+                example | {"pictures": _pictures(arrays, example["key"], colors)}
+                for example in evaluation["examples"]
+            ]
+    return evaluation | {
+        "anchor": path.stem,
+        "foreground": foreground,
+        "case_count": len({case["case"] for case in evaluation["cases"]}),
+        "distribution": charts.distribution(dice, alt="Dice of every case, for each class"),
+        "examples": examples,
+        "error_legend": dict(list(overlays.ERROR_COLORS.items())[:kinds_of_error]),
+    }
+
+
+def _pictures(arrays: Mapping[str, np.ndarray], key: str, colors: Sequence[str]) -> dict[str, str]:
+    image, truth, prediction = (
+        arrays[f"{key}_{part}"] for part in ("image", "label", "prediction")
+    )
+    pictures = {
+        "Image": overlays.draw_image(image),
+        "Truth": overlays.draw_labels(image, truth, colors),
+        "Prediction": overlays.draw_labels(image, prediction, colors),
+        "Errors": overlays.draw_errors(image, truth, prediction),
+    }
+    return {title: overlays.data_uri(picture) for title, picture in pictures.items()}
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "undefined" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
