@@ -1,15 +1,13 @@
 """Prepared records as slices for training and as whole cases for evaluation."""
 
 import dataclasses
-import logging
+import io
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-
-logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.msg)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +97,12 @@ class Split:
             colors=tuple(builder.info.metadata["colors"]),
             channels=builder.info.metadata["channels"],
         )
-        self._records = builder.as_data_source(name)
+        # pictures stay PNG bytes here: tensorflow-datasets decodes 16 bit with OpenCV only
         skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+        self._records = builder.as_data_source(name, decoders=skip)
         index: dict[str, dict[int, int]] = {}
         self._case_of_record: list[str] = []
-        for position, record in enumerate(builder.as_data_source(name, decoders=skip)):
+        for position, record in enumerate(self._records):
             case = record["case"].decode()
             index.setdefault(case, {})[int(record["slice"])] = position
             self._case_of_record.append(case)
@@ -124,7 +123,10 @@ class Split:
     def slice(self, record: int) -> tuple[np.ndarray, np.ndarray]:
         """Image `[height, width, channels]` and label `[height, width]` of one record."""
         example = self._records[record]
-        return example["image"], example["label"][..., 0]
+        image, label = (
+            np.asarray(Image.open(io.BytesIO(example[key]))) for key in ("image", "label")
+        )
+        return image.reshape(*label.shape, self.info.channels), label
 
     def volume(self, case: str) -> Volume:
         """All slices of a case, in order."""

@@ -1,0 +1,89 @@
+"""Augmentation on the device: label-safe, exact without interpolation, by a key of its own."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spectral_jax.data.augment import augment, to_unit_range
+
+KEY = jax.random.key(0)
+NOTHING = {
+    "flip": False,
+    "quarter_turns": False,
+    "affine_probability": 0.0,
+    "contrast": 0.0,
+    "brightness": 0.0,
+    "gamma": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (12, 16, 16)).astype(np.uint8)
+    images = np.stack([labels / 4, rng.random(labels.shape)], axis=-1).astype(np.float32)
+    return jnp.asarray(images), jnp.asarray(labels)
+
+
+def test_nothing_changes_when_everything_is_off(examples):
+    images, labels = jax.jit(partial(augment, **NOTHING))(KEY, *examples)
+    np.testing.assert_allclose(images, examples[0], atol=1e-6)
+    np.testing.assert_array_equal(labels, examples[1])
+    assert labels.dtype == jnp.uint8
+
+
+def test_flips_and_turns_are_the_eight_symmetries_of_the_square(examples):
+    options = NOTHING | {"flip": True, "quarter_turns": True}
+    images, labels = jax.jit(partial(augment, **options))(KEY, *examples)
+    seen = set()
+    for before, image, label in zip(examples[1], images, labels, strict=True):
+        symmetries = [np.rot90(x, k) for x in (before, before.T) for k in range(4)]
+        matching = [i for i, s in enumerate(symmetries) if np.array_equal(s, label)]
+        assert len(matching) == 1
+        seen |= set(matching)
+        np.testing.assert_allclose(image[..., 0], label / 4, atol=1e-5)  # image and mask together
+    assert len(seen) > 3
+
+
+def test_labels_stay_labels_and_follow_the_image():
+    label = jnp.zeros((6, 32, 32), jnp.uint8).at[:, 8:20, 10:26].set(3)
+    image = (label / 3)[..., None].astype(jnp.float32)
+    options = NOTHING | {"affine_probability": 1.0, "rotation_degrees": 30.0, "scale": 0.2}
+    images, labels = jax.jit(partial(augment, **options))(KEY, image, label)
+    assert set(np.unique(labels)) <= {0, 3}
+    assert np.any(labels != label)
+    agreement = (np.asarray(images[..., 0] > 0.5) == (np.asarray(labels) > 0)).mean()
+    assert agreement > 0.97
+
+
+def test_intensity_stays_in_range_and_moves(examples):
+    options = {k: v for k, v in NOTHING.items() if k not in ("contrast", "brightness", "gamma")}
+    images, labels = jax.jit(partial(augment, **options, noise=0.1))(KEY, *examples)
+    np.testing.assert_array_equal(labels, examples[1])
+    assert bool(jnp.all(jnp.isfinite(images)))
+    assert 0.01 < float(jnp.abs(images - examples[0]).mean()) < 0.3
+
+
+def test_an_example_depends_on_its_place_in_the_batch_and_the_key_alone(examples):
+    whole = jax.jit(augment)(KEY, *examples)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    placed = [jax.device_put(x, split) for x in examples]
+    for ours, theirs in zip(jax.jit(augment)(KEY, *placed), whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    other = jax.jit(augment)(jax.random.key(1), *examples)
+    assert np.any(other[0] != whole[0])
+
+
+def test_turning_an_oblong_is_refused():
+    with pytest.raises(ValueError, match="square"):
+        augment(KEY, jnp.zeros((1, 8, 9, 1)), jnp.zeros((1, 8, 9), int))
+
+
+def test_integers_become_the_unit_range():
+    assert float(to_unit_range(jnp.array([255], jnp.uint8))[0]) == 1
+    assert float(to_unit_range(jnp.array([65535], jnp.uint16))[0]) == 1
+    assert float(to_unit_range(jnp.array([0.5]))[0]) == 0.5
