@@ -1,15 +1,16 @@
-"""Writes the report of a run: `python -m experiments.report --workdir=RUN`."""
+"""Writes the report of a run again: `report.html` in its folder, one self-contained page.
 
-from absl import app, flags
+python -m experiments.report --workdir=runs/quickstart
+"""
 
+from experiments import flags
 from spectral_jax.reporting import write_report
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 
-
-def main(_):
-    print(write_report(WORKDIR.value))
+def main() -> None:
+    print(f"report: {write_report(flags.path(WORKDIR))}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    WORKDIR = flags.define_workdir()
+    flags.run(main)

@@ -12,6 +12,15 @@ import jax
 import numpy as np
 import pytest
 
+from spectral_jax.data.datasets import DATASETS, prepare
+
+
+def pytest_configure(config):
+    # tests compile many programs twice
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -21,6 +30,19 @@ def shared_data() -> pathlib.Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"real samples are not part of the repository: no folder {SHARED / 'data'}")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> pathlib.Path:
+    """Where prepared data sets are kept during the tests."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def mni152(data_dir) -> pathlib.Path:
+    """The prepared template."""
+    pytest.importorskip("nilearn", reason="the embedded template comes with nilearn: [demo]")
+    return prepare(DATASETS["mni152"], root=None, data_dir=data_dir)
 
 
 @pytest.fixture

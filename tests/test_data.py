@@ -13,12 +13,6 @@ from spectral_jax.data.sources import Split, TrainingSlices, resize_image, resiz
 CLASSES = ("background", "disc", "square")
 
 
-@pytest.fixture(scope="session")
-def mni152(tmp_path_factory):
-    pytest.importorskip("nilearn", reason="the embedded template comes with nilearn: [demo]")
-    return prepare(DATASETS["mni152"], root=None, data_dir=tmp_path_factory.mktemp("data"))
-
-
 def write_folder(root: pathlib.Path, rng, sizes=((20, 24), (16, 30))) -> pathlib.Path:
     """A data set of two grey pictures a split, with three classes, in an order of its own."""
     for split in ("train", "val", "test"):

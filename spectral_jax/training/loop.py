@@ -1,11 +1,12 @@
 """The training loop: from a configuration to checkpoints in a run's folder."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -54,6 +55,7 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
     sharding.check_batch_size(config.train.batch_size, mesh)
     folder = run.prepare_data(config.data)
     split = Split(folder, "train")
+    model = run.make_model(config, len(split.info.classes))
     run.start_run(config, workdir, split.info)
 
     slices = TrainingSlices(split, config.data.image_size)
@@ -62,7 +64,6 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
     validator = Validator(config, folder, mesh)
 
-    model = run.make_model(config, len(split.info.classes))
     train_step = make_train_step(model, config, total_steps, mesh)
 
     with Checkpoints(workdir) as checkpoints, StopSignal() as stop:
@@ -82,10 +83,10 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
             if first_step:
                 log.say(f"going on at step {first_step} of {total_steps}")
             before = None  # of the step that may still be running
+            clock = Clock()
             for step in range(first_step + 1, total_steps + 1):
-                start = time.perf_counter()
-                batch = next(batches)
-                data_wait = time.perf_counter() - start
+                with clock.waiting():
+                    batch = next(batches)
                 records = batch.pop("record")
                 state, metrics = train_step(state, sharding.place_batch(batch, mesh))
                 if before is not None:
@@ -99,16 +100,16 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
                 if saving or logging:
                     check_finite(*before, split, checkpoints.last_step)
                 if logging:
-                    seconds = time.perf_counter() - start
+                    wait_seconds, step_seconds = clock.per_step()
                     log.write(
                         "train",
                         step,
                         {
                             "epoch": step / steps_per_epoch,
                             **{key: float(value) for key, value in metrics.items()},
-                            "data_wait_seconds": data_wait,
-                            "step_seconds": seconds,
-                            "images_per_second": config.train.batch_size / seconds,
+                            "data_wait_seconds": wait_seconds,
+                            "step_seconds": step_seconds,
+                            "images_per_second": config.train.batch_size / step_seconds,
                         },
                     )
                 dice = None
@@ -119,6 +120,7 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
                     log.say(f"step {step}: validation Dice {dice:.4f}")
                 if saving:
                     checkpoints.save(step, state, dice)
+                    clock.restart()
                 if stop.received:
                     checkpoints.wait()
                     raise Preempted(f"SIGTERM: saved at step {step} of {total_steps}")
@@ -219,6 +221,33 @@ class Validator:
         }
         mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
         return {"dice": mean, **{f"dice/{name}": value for name, value in per_class.items()}}
+
+
+class Clock:
+    """Seconds a step, and of waiting for data in it, since the last reading."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was measured: something else than steps took place."""
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._steps = 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for one step's data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+        self._steps += 1
+
+    def per_step(self) -> tuple[float, float]:
+        """Mean seconds of waiting and of the whole step; starts again."""
+        means = self._waited / self._steps, (time.perf_counter() - self._start) / self._steps
+        self.restart()
+        return means
 
 
 class StopSignal:

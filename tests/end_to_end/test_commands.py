@@ -1,0 +1,160 @@
+"""The commands as a user types them, in processes of their own."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = "experiments/configs/tiny.py"
+
+
+@pytest.fixture(scope="module")
+def run_command(mni152, data_dir, tmp_path_factory):
+    """Runs `python -m experiments.COMMAND` to its end, or starts it."""
+    cache = tmp_path_factory.mktemp("cache")
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "XLA_FLAGS": ""}
+
+    def run(command, *arguments, wait=True):
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"experiments.{command}", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if not wait:
+            return process
+        output, errors = process.communicate(timeout=300)
+        return process.returncode, output, errors
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def tiny_flags(data_dir):
+    return (f"--config={TINY}", f"--config.data.data_dir={data_dir}")
+
+
+@pytest.fixture(scope="module")
+def finished(run_command, tiny_flags, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    flags = (*tiny_flags, "--config.train.save_every_steps=2", f"--workdir={workdir}")
+    code, output, errors = run_command("train", *flags)
+    assert code == 0, errors
+    return workdir, flags, output
+
+
+def arrays(workdir):
+    """Every array of the newest checkpoint, read without the package."""
+    import orbax.checkpoint as ocp
+
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(workdir / "checkpoints" / str(steps[-1]) / "default")
+    import jax
+
+    return steps[-1], jax.tree.leaves_with_path(state)
+
+
+@pytest.mark.slow
+def test_training_makes_scores_and_a_report(finished):
+    workdir, _, output = finished
+    result = json.loads((workdir / "evaluation" / "mni152-test.json").read_text())
+    assert result["dataset"] == "mni152"
+    assert result["split"] == "test"
+    assert result["classes"] == ["background", "grey matter", "white matter"]
+    assert len(result["cases"]) == 20 * 2
+    assert {"case", "class", "dice", "iou", "hd95"} <= result["cases"][0].keys()
+    assert result["summary"]["dice"]["count"] == 40
+    means = [
+        np.mean([c["dice"] for c in result["cases"] if c["class"] == name])
+        for name in result["classes"][1:]
+    ]
+    assert result["summary"]["dice"]["mean"] == pytest.approx(np.mean(means))
+    assert "grey matter" in output
+    page = (workdir / "report.html").read_text()
+    assert "white matter" in page
+    assert re.search(r'(src|href)="https?:', page) is None
+    assert (workdir / "versions.json").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_so_and_changes_nothing(finished, run_command):
+    workdir, flags, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    code, output, _ = run_command("train", *flags)
+    assert code == 0
+    assert "is finished, nothing to do" in output
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_bits(finished, run_command, tmp_path):
+    whole, flags, _ = finished
+    flags = (*flags[:-1], f"--workdir={tmp_path / 'killed'}")
+    for kill_after in (2, 8):
+        process = run_command("train", *flags, wait=False)
+        while process.poll() is None and not any(
+            path.name.isdigit() and int(path.name) >= kill_after
+            for path in (tmp_path / "killed").glob("checkpoints/*")
+        ):
+            time.sleep(0.005)
+        assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, _, errors = run_command("train", *flags)
+    assert code == 0, errors
+    assert "going on at step" in errors
+    (step, ours), (last_step, theirs) = arrays(tmp_path / "killed"), arrays(whole)
+    assert step == last_step
+    for (path, a), (other, b) in zip(ours, theirs, strict=True):
+        assert path == other
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+    scores = [
+        json.loads((workdir / "evaluation" / "mni152-test.json").read_text())["cases"]
+        for workdir in (whole, tmp_path / "killed")
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_evaluating_again_gives_the_same_scores(finished, run_command):
+    workdir, _, _ = finished
+    file = workdir / "evaluation" / "mni152-test.json"
+    before = json.loads(file.read_text())
+    code, output, errors = run_command("evaluate", f"--workdir={workdir}")
+    assert code == 0, errors
+    assert "white matter" in output
+    after = json.loads(file.read_text())
+    assert before | {"wall_seconds": 0} == after | {"wall_seconds": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("train", ["--config.optim.learnin_rate=1"], 'Did you mean "learning_rate"'),
+        ("train", ["--config.optim.name=adam"], "did you mean 'adamw'"),
+        ("train", ["--config.optim.learning_rate=fast"], "could not convert string to float"),
+        ("train", ["--config.data.name=folder"], "--config.data.root"),
+        ("train", ["surplus"], "unexpected argument 'surplus'"),
+        ("evaluate", [], "holds no run"),
+        ("report", [], "No such file|no run|holds no"),
+    ],
+)
+def test_mistakes_are_one_line(run_command, tiny_flags, tmp_path, command, flags, message):
+    flags = [*(tiny_flags if command == "train" else ()), *flags]
+    code, output, errors = run_command(command, f"--workdir={tmp_path / 'run'}", *flags)
+    assert code != 0
+    assert "Traceback" not in errors
+    assert re.search(message, output + errors), errors
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,218 @@
+"""The step and the loop: learning, resuming, stopping, refusing."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.configs import tiny
+from spectral_jax.data.sources import Split, TrainingSlices
+from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.training import loop, run, sharding
+from spectral_jax.training.checkpoint import Checkpoints
+from spectral_jax.training.config import ConfigError, parse_config
+from spectral_jax.training.loop import NonFiniteError, Preempted, train
+from spectral_jax.training.step import make_count_step, make_train_step
+
+
+@pytest.fixture
+def config(mni152, data_dir):
+    values = tiny.get_config()
+    values.data.data_dir = str(data_dir)
+    values.data.image_size = 32
+    values.train.save_every_steps = 4
+    values.train.log_every_steps = 1
+    return parse_config(values)
+
+
+def changed(config, section, **values):
+    part = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: part})
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_state(workdir, config):
+    """Every array of the newest checkpoint."""
+    model = run.make_model(config, 3)
+    make_state = run.state_maker(config, model, 1, total_steps=1)
+    with Checkpoints(workdir) as checkpoints:
+        like = jax.eval_shape(make_state, jax.random.key(0))
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return checkpoints.restore(checkpoints.last_step, like, device)
+
+
+def assert_equal_states(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.fixture
+def one_batch(mni152):
+    slices = TrainingSlices(Split(mni152, "train"), 32)
+    examples = [slices[8 * i] for i in range(8)]
+    return {key: np.stack([e[key] for e in examples]) for key in ("image", "label")}
+
+
+@pytest.mark.parametrize("spectral", ["paper", "midband", "none", "matthews"])
+def test_the_loss_of_one_batch_falls(config, one_batch, spectral):
+    config = changed(config, "objective", spectral=spectral, ramp=0.0)
+    mesh = sharding.make_mesh()
+    model = run.make_model(config, 3)
+    step = make_train_step(model, config, total_steps=40, mesh=mesh)
+    make_state = run.state_maker(config, model, 1, total_steps=40)
+    state = jax.jit(make_state, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
+    batch = sharding.place_batch(one_batch, mesh)
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert ("spectral" in metrics) == (spectral != "none")
+    assert int(state.step) == 40
+
+
+@pytest.mark.parametrize("spectral", ["paper", "midband"])
+def test_the_step_gathers_no_batch(config, one_batch, spectral):
+    config = changed(config, "objective", spectral=spectral)
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+    model = run.make_model(config, 3)
+    step = make_train_step(model, config, total_steps=40, mesh=mesh)
+    make_state = run.state_maker(config, model, 1, total_steps=40)
+    state = jax.eval_shape(make_state, jax.random.key(0))
+    batch = sharding.place_batch(one_batch, mesh)
+    compiled = step.lower(state, batch).compile().as_text()
+    for collective in ("all-gather", "all-to-all"):
+        assert collective not in compiled
+
+
+def test_a_run_writes_what_it_should_and_a_finished_one_is_left_alone(config, tmp_path):
+    assert train(config, tmp_path / "run")
+    written = lines(tmp_path / "run")
+    training = [line for line in written if line["kind"] == "train"]
+    assert [line["step"] for line in training] == list(range(1, 18))
+    assert {"loss", "dice", "cross_entropy", "spectral", "spectral_weight", "learning_rate",
+            "gradient_norm", "data_wait_seconds", "step_seconds", "images_per_second",
+            "epoch"} <= training[0].keys()  # fmt: skip
+    validation = [line for line in written if line["kind"] == "validation"]
+    assert {"dice", "dice/grey matter", "dice/white matter"} <= validation[0].keys()
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.last_step == 17
+        best = max(validation, key=lambda line: line["dice"])
+        assert checkpoints.best_step == best["step"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert not train(config, tmp_path / "run")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+def test_validation_dice_is_that_of_the_count_step(config, mni152, tmp_path):
+    train(config, tmp_path / "run")
+    trained = run.restore(tmp_path / "run", "last")
+    logged = [x for x in lines(tmp_path / "run") if x["kind"] == "validation"][-1]
+    slices = TrainingSlices(Split(mni152, "validation"), 32)
+    images = np.stack([slices[i]["image"] for i in range(len(slices))])
+    predicted = np.concatenate([Predictor(trained).labels(image[None]) for image in images])
+    labels = np.stack([slices[i]["label"] for i in range(len(slices))])
+    dice = [
+        np.mean([2 * ((p == c) & (t == c)).sum() / ((p == c).sum() + (t == c).sum())
+                 for p, t in zip(predicted, labels, strict=True)])
+        for c in (1, 2)
+    ]  # fmt: skip
+    assert logged["dice"] == pytest.approx(np.mean(dice), abs=1e-6)
+    batch = {"image": images, "label": labels}
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    overlap, true, marked = make_count_step(trained.model, mesh)(trained.variables, batch)
+    np.testing.assert_array_equal(true.sum(-1), 32 * 32)
+    np.testing.assert_array_equal(marked.sum(-1), 32 * 32)
+    assert bool(jnp.all(overlap <= jnp.minimum(true, marked)))
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(config, tmp_path):
+    train(config, tmp_path / "whole")
+
+    def stop_when_it_runs():
+        while not (tmp_path / "cut" / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_it_runs).start()
+    with pytest.raises(Preempted, match="saved at step"):
+        train(config, tmp_path / "cut")
+    with Checkpoints(tmp_path / "cut") as checkpoints:
+        stopped_at = checkpoints.last_step
+    assert stopped_at < 17
+    assert train(config, tmp_path / "cut")
+    assert_equal_states(*(last_state(tmp_path / name, config) for name in ("whole", "cut")))
+    logs = [
+        [(x["kind"], x["step"], x.get("loss")) for x in lines(tmp_path / name)]
+        for name in ("whole", "cut")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_numbers_that_are_not_finite_stop_the_run_and_name_the_cases(config, tmp_path, monkeypatch):
+    real = TrainingSlices.__getitem__
+
+    def poisoned(self, record):
+        example = real(self, record)
+        image = example["image"].astype(np.float32) / 255
+        if self._split.case_name(record) == "axial_050":
+            image[3, 3] = np.nan
+        return example | {"image": image}
+
+    monkeypatch.setattr(TrainingSlices, "__getitem__", poisoned)
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*loss.* not finite.*axial_050"):
+        train(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        kept = checkpoints.last_step
+    if kept is not None:
+        state = last_state(tmp_path / "run", config)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_a_folder_of_another_run_is_refused(config, tmp_path):
+    train(changed(config, "train", epochs=0.5), tmp_path / "run")
+    other = changed(changed(config, "train", epochs=0.5), "optim", learning_rate=0.5)
+    with pytest.raises(ConfigError, match=r"optim\.learning_rate: 0\.003 there, 0\.5 now"):
+        train(other, tmp_path / "run")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("")
+    with pytest.raises(ConfigError, match="not empty"):
+        train(config, tmp_path / "thesis")
+
+
+def test_misfits_are_named_before_anything_is_written(config, tmp_path):
+    with pytest.raises(ValueError, match="multiple of 8"):
+        train(changed(config, "train", batch_size=6), tmp_path / "run")
+    with pytest.raises(ConfigError, match="choose one of"):
+        train(changed(config, "data", name="mni"), tmp_path / "run")
+    with pytest.raises(ValueError, match="did you mean 'widths'"):
+        train(changed(config, "model", options={"width": (4,)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="holds no run"):
+        run.restore(tmp_path / "run")
+
+
+def test_ema_follows_the_parameters_and_is_what_is_evaluated(config, tmp_path):
+    config = changed(config, "optim", ema_decay=0.5)
+    train(config, tmp_path / "run")
+    state = last_state(tmp_path / "run", config)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.params, state.ema_params)
+    assert any(jax.tree.leaves(moved))
+    assert_equal_states(run.restore(tmp_path / "run", "last").variables["params"], state.ema_params)
+
+
+def test_the_stop_signal_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with loop.StopSignal():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
