@@ -1,0 +1,105 @@
+"""Whole cases: slices come back at their size, windows cover and blend, scores are written."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from spectral_jax.data.sources import CutPatch, DatasetInfo, Split
+from spectral_jax.evaluation.evaluate import evaluate
+from spectral_jax.evaluation.predict import Predictor, gaussian_window, window_starts
+from spectral_jax.training.config import parse_config
+from spectral_jax.training.run import TrainedModel
+
+
+class Threshold(nn.Module):
+    """Sees one pixel at a time: bright ones are class 1, very bright ones class 2."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images[..., :1]
+        return 40 * jnp.concatenate([0.3 - x, jnp.full_like(x, 0.0), x - 0.7], axis=-1)
+
+
+def trained(**data):
+    info = DatasetInfo(
+        name="mni152",
+        modality="T1 MRI",
+        classes=("background", "grey matter", "white matter"),
+        colors=("#000000", "#0072B2", "#009E73"),
+        channels=1,
+    )
+    return TrainedModel(parse_config({"data": data}), info, Threshold(), {}, step=7)
+
+
+def expected_labels(image):
+    x = image[..., 0] / 255
+    return np.stack([0.3 - x, np.zeros_like(x), x - 0.7], -1).argmax(-1)
+
+
+def test_slices_come_back_at_their_size(rng):
+    image = rng.integers(0, 256, (11, 20, 20, 1)).astype(np.uint8)  # more than one batch
+    predictor = Predictor(trained(image_size=20), batch_size=4)
+    np.testing.assert_array_equal(predictor.labels(image), expected_labels(image))
+    smooth = np.kron(image[:2, ::5, ::5], np.ones((1, 10, 8, 1), np.uint8))
+    labels = predictor.labels(smooth)
+    assert labels.shape == (2, 40, 32)
+    assert (labels == expected_labels(smooth)).mean() > 0.8
+
+
+@pytest.mark.parametrize("shape", [(13, 9, 17), (4, 8, 8), (3, 20, 5)])
+def test_sliding_over_a_volume_equals_seeing_it_whole(rng, shape):
+    image = rng.integers(0, 256, (*shape, 1)).astype(np.uint8)
+    predictor = Predictor(trained(patch_size=(4, 8, 8)), batch_size=3)
+    np.testing.assert_array_equal(predictor.labels(image), expected_labels(image))
+    probabilities = np.stack(list(predictor.probabilities(image)))
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+
+
+def test_windows_overlap_by_half_and_the_middle_counts_most():
+    starts = sorted({start[0] for start in window_starts((20, 1, 1), (8, 1, 1))})
+    assert starts[0] == 0
+    assert starts[-1] == 12
+    assert max(np.diff(starts)) <= 4
+    window = gaussian_window((8, 8, 5))[..., 0]
+    assert window.shape == (8, 8, 5)
+    assert window[4, 4, 2] == window.max()
+    assert 0 < window.min() < 0.01
+
+
+def test_patches_are_cut_inside_and_padded_where_short(rng):
+    volume = {
+        "image": np.arange(6 * 5 * 9, dtype=np.uint16).reshape(6, 5, 9, 1),
+        "label": np.ones((6, 5, 9), np.uint8),
+        "record": np.int32(3),
+    }
+    cut = CutPatch((4, 8, 4))
+    middle = cut(volume)
+    assert middle["image"].shape == (4, 8, 4, 1)
+    assert middle["label"].sum() == 4 * 5 * 4  # the rest is background
+    np.testing.assert_array_equal(middle["image"][:, :5, :, 0], volume["image"][1:5, :, 2:6, 0])
+    patches = [cut(volume, rng)["image"] for _ in range(20)]
+    assert any(np.any(patch != patches[0]) for patch in patches)
+
+
+def test_scores_are_written_with_examples_and_counts(mni152, tmp_path):
+    split = Split(mni152, "test")
+    result = evaluate(trained(image_size=64), split, tmp_path, "last")
+    written = json.loads((tmp_path / "evaluation" / "mni152-test.json").read_text())
+    assert written["checkpoint"] == {"name": "last", "step": 7}
+    assert written["distance_unit"] == "mm"
+    assert written["summary"]["dice"]["mean"] == result["summary"]["dice"]["mean"]
+    assert [example["rank"] for example in written["examples"]] == ["best", "median", "worst"]
+    dice = [example["dice"] for example in written["examples"]]
+    assert dice[0] >= dice[1] >= dice[2]
+    with np.load(tmp_path / "evaluation" / "mni152-test-examples.npz") as pictures:
+        assert pictures["best_image"].shape == pictures["best_prediction"].shape == (233, 197)
+
+
+def test_other_classes_are_refused(mni152, tmp_path):
+    network = trained(image_size=64)
+    network.data.__dict__["classes"] = ("background", "heart")
+    with pytest.raises(ValueError, match="was trained on classes"):
+        evaluate(network, Split(mni152, "test"), tmp_path)
