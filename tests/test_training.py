@@ -165,7 +165,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_name_the_cases(config, tmp
     def poisoned(self, record):
         example = real(self, record)
         image = example["image"].astype(np.float32) / 255
-        if self._split.case_name(record) == "axial_050":
+        if self.case_name(record) == "axial_050":
             image[3, 3] = np.nan
         return example | {"image": image}
 

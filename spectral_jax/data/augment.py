@@ -1,8 +1,10 @@
-"""Augmentation on the device, inside the compiled step.
+"""Augmentation on the device, inside the compiled step, of pictures and of 3-D patches in plane.
 
 One resampling does all of the geometry: each output pixel looks up where it comes from. Images are
 interpolated linearly; labels take the nearest pixel, so no class appears that was not there.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,8 @@ def to_unit_range(images: Array) -> Float[Array, "batch *spatial channels"]:
 
 def augment(
     key: Key[Array, ""],
-    images: Float[Array, "batch height width channels"],
-    labels: Int[Array, "batch height width"],
+    images: Float[Array, "batch *depth height width channels"],
+    labels: Int[Array, "batch *depth height width"],
     *,
     flip: bool = True,
     quarter_turns: bool = True,
@@ -32,12 +34,14 @@ def augment(
     brightness: float = 0.1,
     gamma: float = 0.1,
     noise: float = 0.0,
-) -> tuple[Float[Array, "batch height width channels"], Int[Array, "batch height width"]]:
+) -> tuple[
+    Float[Array, "batch *depth height width channels"], Int[Array, "batch *depth height width"]
+]:
     """Changes each example at random, by its own key: `fold_in(key, index in the global batch)`.
 
     Args:
       key: of this step.
-      images: in [0, 1].
+      images: in [0, 1]; all slices of a patch change alike, within their planes.
       labels: class numbers.
       flip: mirror each axis or not, evenly.
       quarter_turns: turn by 0 to 3 right angles, evenly; square images only.
@@ -54,7 +58,7 @@ def augment(
       Images and labels of the same shapes and types. What comes from outside an image is its
       nearest border pixel, in the label too.
     """
-    height, width = images.shape[1:3]
+    height, width = images.shape[-3:-1]
     if quarter_turns and height != width:
         raise ValueError(f"quarter_turns needs square images, got {height} x {width}")
 
@@ -80,15 +84,14 @@ def augment(
             jnp.einsum("ij,jhw->ihw", matrix, offset, precision="highest")
             + (centre + moved)[:, None, None]
         )
-        image = jnp.stack(
-            [
-                map_coordinates(image[..., channel], source, order=1, mode="nearest")
-                for channel in range(image.shape[-1])
-            ],
-            axis=-1,
-        )
-        label = map_coordinates(label, source, order=0, mode="nearest")
+        image = look_up(image, source, order=1)
+        label = look_up(label[..., None], source, order=0)[..., 0]
         return change_intensity(intensity, image), label
+
+    def look_up(image, source, order):
+        plane = partial(map_coordinates, coordinates=source, order=order, mode="nearest")
+        plane = jax.vmap(plane, in_axes=-1, out_axes=-1)  # over channels
+        return (plane if image.ndim == 3 else jax.vmap(plane))(image)
 
     def change_intensity(key, image):
         key, noise_key = jax.random.split(key)

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from spectral_jax.data.sources import TrainingSlices
+from spectral_jax.data.sources import CutPatch, TrainingSlices, TrainingVolumes
 
 
 def training_batches(
-    slices: TrainingSlices,
+    examples: TrainingSlices | TrainingVolumes,
     *,
     batch_size: int,
     seed: int,
+    cut_patch: CutPatch | None = None,
     first_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -24,9 +25,10 @@ def training_batches(
     step number. Each epoch has an order of its own; a batch may span two.
 
     Args:
-      slices: the examples.
+      examples: what to draw from.
       batch_size: of all processes together.
-      seed: of the order.
+      seed: of the order and of what is random in `cut_patch`.
+      cut_patch: applied to each example, with a generator that depends on its place in the order.
       first_step: the step of the first batch.
       process_index: of this process.
       process_count: how many processes share the batch.
@@ -38,13 +40,11 @@ def training_batches(
         raise ValueError(
             f"a batch of {batch_size} cannot be shared evenly by {process_count} processes"
         )
-    dataset = (
-        grain.MapDataset.source(slices)
-        .seed(seed)
-        .shuffle()
-        .repeat()[process_index::process_count]
-        .batch(batch_size // process_count, drop_remainder=True)
-    )
+    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    if cut_patch is not None:
+        dataset = dataset.random_map(cut_patch)
+    dataset = dataset[process_index::process_count]
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
     iterator = iter(
         dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )

@@ -142,6 +142,63 @@ class Split:
         )
 
 
+def fit_patch(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Cuts `size` voxels from `start` out of the leading axes; short axes end in zeros."""
+    window = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+    patch = array[window]
+    missing = [(0, n - have) for n, have in zip(size, patch.shape, strict=False)]
+    return np.pad(patch, missing + [(0, 0)] * (array.ndim - len(size)))
+
+
+class TrainingVolumes:
+    """Whole cases of a split, decoded once and then kept in memory, for patches to be cut from.
+
+    An element is a dictionary of `image` `[depth, height, width, channels]`, `label` `[depth,
+    height, width]` and `record`, the number of the case.
+    """
+
+    def __init__(self, split: Split):
+        self._split = split
+        self._cache: dict[int, dict[str, np.ndarray | np.int32]] = {}
+
+    def __len__(self) -> int:
+        return len(self._split.cases)
+
+    def __getitem__(self, record: int) -> dict[str, np.ndarray | np.int32]:
+        if record not in self._cache:
+            volume = self._split.volume(self._split.cases[record])
+            self._cache[record] = {
+                "image": volume.image,
+                "label": volume.label,
+                "record": np.int32(record),
+            }
+        return self._cache[record]
+
+    def case_name(self, record: int) -> str:
+        """The case that an element is."""
+        return self._split.cases[record]
+
+
+class CutPatch:
+    """Cuts a patch of one size out of a volume: at random, or from its middle."""
+
+    def __init__(self, size: tuple[int, ...]):
+        self._size = size
+
+    def __call__(self, example: dict, generator: np.random.Generator | None = None) -> dict:
+        """Without a generator, the middle."""
+        room = [max(0, n - p) for n, p in zip(example["label"].shape, self._size, strict=True)]
+        if generator is None:
+            start = [n // 2 for n in room]
+        else:
+            start = [int(generator.integers(n + 1)) for n in room]
+        return {
+            "image": fit_patch(example["image"], start, self._size),
+            "label": fit_patch(example["label"], start, self._size),
+            "record": example["record"],
+        }
+
+
 class TrainingSlices:
     """Slices of a split at one size, decoded once and then kept in memory.
 
@@ -166,3 +223,7 @@ class TrainingSlices:
                 "record": np.int32(record),
             }
         return self._cache[record]
+
+    def case_name(self, record: int) -> str:
+        """The case that an element is a slice of."""
+        return self._split.case_name(record)

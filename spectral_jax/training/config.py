@@ -40,7 +40,9 @@ class DataConfig:
       name: of the data set, a key of `spectral_jax.data.datasets.DATASETS`.
       root: folder of its raw files; "" for sets that bring their own.
       data_dir: where prepared sets are kept; "" for the folder of tensorflow-datasets.
-      image_size: pictures are resized to this square for training.
+      image_size: pictures and slices are resized to this square for training.
+      patch_size: (depth, height, width) of patches of volumes, cut at their own resolution, to
+        train a three-dimensional network; () to train on slices.
       options: further arguments of the data set's reader.
     """
 
@@ -48,10 +50,22 @@ class DataConfig:
     root: str = ""
     data_dir: str = ""
     image_size: int = 224
+    patch_size: tuple[int, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8 pixels")
+        _require(
+            len(self.patch_size) in (0, 3) and all(size > 0 for size in self.patch_size),
+            "data.patch_size",
+            self.patch_size,
+            "three sizes (depth, height, width), or () for slices",
+        )
+
+    @property
+    def example_size(self) -> tuple[int, ...]:
+        """Spatial size of what the network is trained on."""
+        return self.patch_size or (self.image_size, self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +231,8 @@ def parse_config(values: ConfigDict | Mapping[str, Any]) -> Config:
         _check_keys(f"{name}.", given, tuple(defaults))
         for key, value in given.items():
             _check_type(f"{name}.{key}", value, defaults[key])
-        parsed[name] = type(getattr(Config(), name))(**given)
+        tuples = {k: tuple(v) for k, v in given.items() if isinstance(defaults[k], tuple)}
+        parsed[name] = type(getattr(Config(), name))(**given | tuples)
     return Config(**parsed)
 
 
@@ -230,6 +245,8 @@ def _check_keys(prefix: str, values: Mapping[str, Any], known: tuple[str, ...]) 
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
+    if isinstance(default, tuple) and isinstance(value, list):  # from JSON
+        return
     expected = Mapping if isinstance(default, dict) else type(default)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return

@@ -15,11 +15,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from spectral_jax.data import pipeline
-from spectral_jax.data.sources import Split, TrainingSlices
+from spectral_jax.data.sources import CutPatch, Split, TrainingSlices, TrainingVolumes
 from spectral_jax.metrics import overlap
 from spectral_jax.training import run, sharding
 from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import Config
+from spectral_jax.training.config import Config, DataConfig
 from spectral_jax.training.logging import RunLog
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
@@ -58,8 +58,8 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
     model = run.make_model(config, len(split.info.classes))
     run.start_run(config, workdir, split.info)
 
-    slices = TrainingSlices(split, config.data.image_size)
-    steps_per_epoch = len(slices) / config.train.batch_size
+    examples = make_examples(split, config.data)
+    steps_per_epoch = len(examples) / config.train.batch_size
     total_steps = math.ceil(config.train.epochs * steps_per_epoch)
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
     validator = Validator(config, folder, mesh)
@@ -72,9 +72,10 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
         state = initial_state(config, model, split.info.channels, total_steps, mesh, checkpoints)
         first_step = int(state.step)
         batches = pipeline.training_batches(
-            slices,
+            examples,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
+            cut_patch=CutPatch(config.data.patch_size) if config.data.patch_size else None,
             first_step=first_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -91,14 +92,14 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
                 state, metrics = train_step(state, sharding.place_batch(batch, mesh))
                 if before is not None:
                     # checked one step late, so that the device never waits for the host
-                    log.advance(step - 1, check_finite(*before, split, checkpoints.last_step))
+                    log.advance(step - 1, check_finite(*before, examples, checkpoints.last_step))
                 before = (step, records, metrics)
 
                 validating = step % validate_every == 0 or step == total_steps
                 saving = validating or step % config.train.save_every_steps == 0 or stop.received
                 logging = step % config.train.log_every_steps == 0 or step == total_steps
                 if saving or logging:
-                    check_finite(*before, split, checkpoints.last_step)
+                    check_finite(*before, examples, checkpoints.last_step)
                 if logging:
                     wait_seconds, step_seconds = clock.per_step()
                     log.write(
@@ -126,6 +127,13 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
                     raise Preempted(f"SIGTERM: saved at step {step} of {total_steps}")
         checkpoints.wait()
     return True
+
+
+def make_examples(split: Split, config: DataConfig) -> TrainingSlices | TrainingVolumes:
+    """What one epoch goes through once: slices of one size, or volumes to cut patches from."""
+    if config.patch_size:
+        return TrainingVolumes(split)
+    return TrainingSlices(split, config.image_size)
 
 
 def initial_state(
@@ -158,7 +166,11 @@ def initial_state(
 
 
 def check_finite(
-    step: int, records: np.ndarray, metrics: dict[str, Any], split: Split, saved: int | None
+    step: int,
+    records: np.ndarray,
+    metrics: dict[str, Any],
+    examples: TrainingSlices | TrainingVolumes,
+    saved: int | None,
 ) -> float:
     """Returns the loss of a step.
 
@@ -167,7 +179,7 @@ def check_finite(
     """
     bad = [key for key, value in metrics.items() if not np.isfinite(value)]
     if bad:
-        cases = ", ".join(sorted({split.case_name(int(record)) for record in records}))
+        cases = ", ".join(sorted({examples.case_name(int(record)) for record in records}))
         kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved}"
         raise NonFiniteError(
             f"step {step}: {', '.join(bad)} not finite; the batch holds {cases}. Kept: {kept}. "
@@ -178,7 +190,7 @@ def check_finite(
 
 
 class Validator:
-    """Dice of the validation split, at the training size."""
+    """Dice of the validation split, as in training: of resized slices, or of volumes' middles."""
 
     def __init__(self, config: Config, folder: pathlib.Path, mesh: Mesh):
         try:
@@ -186,7 +198,8 @@ class Validator:
         except ValueError:
             self._split = None
             return
-        self._slices = TrainingSlices(self._split, config.data.image_size)
+        self._examples = make_examples(self._split, config.data)
+        self._cut_patch = CutPatch(config.data.patch_size) if config.data.patch_size else None
         self._batch_size = config.train.batch_size
         self._mesh = mesh
         self._count_step: Callable | None = None
@@ -200,18 +213,20 @@ class Validator:
         """Mean over cases, then over foreground classes; and per class, as `dice/<class>`."""
         assert self._split is not None
         count_step = self._count_step = self._count_step or make_count_step(model, self._mesh)
-        total = len(self._slices)
+        total = len(self._examples)
         sums: dict[str, np.ndarray] = {}
         for first in range(0, total, self._batch_size):
             # the last batch is filled up with repetitions, which do not count
             records = np.minimum(np.arange(first, first + self._batch_size), total - 1)
-            examples = [self._slices[int(record)] for record in records]
+            examples = [self._examples[int(record)] for record in records]
+            if self._cut_patch is not None:
+                examples = [self._cut_patch(example) for example in examples]
             batch = {key: np.stack([e[key] for e in examples]) for key in ("image", "label")}
             counts = np.stack(
                 count_step(state.variables, sharding.place_batch(batch, self._mesh)), axis=1
             )
             for record, of_slice in zip(records[: total - first], counts, strict=False):
-                case = self._split.case_name(int(record))
+                case = self._examples.case_name(int(record))
                 sums[case] = sums.get(case, 0) + of_slice
         of_cases = np.stack([overlap.dice(overlap.Counts(*of_case)) for of_case in sums.values()])
         per_class = {

@@ -96,7 +96,7 @@ def state_maker(
 ) -> Callable[[jax.Array], TrainState]:
     """The function from a key to a run's first state, for `jax.jit` or `jax.eval_shape`."""
     optimizer = build_optimizer(config.optim, total_steps)
-    image_shape = (config.data.image_size, config.data.image_size, channels)
+    image_shape = (*config.data.example_size, channels)
     ema = config.optim.ema_decay > 0
     return lambda key: create_state(model, optimizer, key, image_shape, ema=ema)
 

@@ -1,0 +1,26 @@
+r"""Three-dimensional UNet on the hippocampus of the Medical Segmentation Decathlon (task 4).
+
+python -m experiments.train --config=experiments/configs/hippocampus_3d.py \
+    --config.data.root=Task04_Hippocampus --workdir=runs/hippocampus_3d
+"""
+
+from spectral_jax.training.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "decathlon"
+    config.data.patch_size = (32, 32, 32)
+    config.model.name = "unet"
+    config.model.options.widths = (16, 32, 64)
+    config.model.options.norm = "instance"
+    config.objective.spatial = "dice_ce"
+    config.objective.spectral = "midband"
+    config.objective.weight = 0.1
+    config.augment.quarter_turns = False
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 1e-3
+    config.train.batch_size = 8
+    config.train.epochs = 100.0
+    config.train.validate_every = 10.0
+    return config
