@@ -1,6 +1,7 @@
-"""Scores a trained network on its data set, case by case, at the original size.
+"""Scores a trained network case by case, at the original size, in or out of distribution.
 
     python -m experiments.evaluate --workdir=runs/quickstart
+    python -m experiments.evaluate --workdir=runs/kvasir_unet --on=kvasir_seg,cvc_clinicdb
 
 Writes `evaluation/<data set>-<split>.json` in the run's folder and prints a table.
 """
@@ -44,13 +45,22 @@ def print_scores(result: dict[str, Any]) -> None:
 
 def main() -> None:
     workdir = flags.path(WORKDIR)
-    data = run.prepare_data(run.read_config(workdir).data)
-    print_scores(evaluate_split(workdir, data, SPLIT.value, CHECKPOINT.value))
+    config = run.read_config(workdir).data
+    for item in ON.value or [config.name]:
+        name, _, root = item.partition("=")
+        data = run.partner_data(config, name, root)
+        print_scores(evaluate_split(workdir, data, SPLIT.value, CHECKPOINT.value))
     print(f"report: {write_report(workdir)}")
 
 
 if __name__ == "__main__":
     WORKDIR = flags.define_workdir()
+    ON = absl_flags.DEFINE_list(
+        "on",
+        [],
+        "Data sets to score it on, by name: those prepared before, or NAME=FOLDER of raw files. "
+        "Without, the one it was trained on.",
+    )
     SPLIT = absl_flags.DEFINE_enum(
         "split", "test", ["train", "validation", "test"], "What to score."
     )

@@ -1,5 +1,6 @@
 """Scores of a trained network on every case of a split, written to the run's folder."""
 
+import dataclasses
 import math
 import pathlib
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from spectral_jax.data.datasets import DATASETS, label_map
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics import score_case, summarise
@@ -27,7 +29,8 @@ def evaluate(
 
     Args:
       trained: the network.
-      split: what to score it on; its classes must be those the network knows.
+      split: what to score it on: of the data set that it was trained on, or of another, whose
+        classes are matched by `label_map`.
       workdir: the run's folder.
       checkpoint: what the checkpoint is called in the result.
 
@@ -35,36 +38,31 @@ def evaluate(
       What is written.
 
     Raises:
-      ValueError: for other classes or channels than the network's.
+      ValueError: if no class of the split is one of the network's, or for colour where the network
+        sees grey.
     """
     start = time.perf_counter()
     classes = trained.data.classes
-    for what, ours, theirs in (
-        ("classes", classes, split.info.classes),
-        ("channels", trained.data.channels, split.info.channels),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"the network was trained on {what} {ours}, but {split.info.name!r} has {theirs}"
-            )
-
+    cases = MatchedCases(trained, split)
     predictor = Predictor(trained)
     rows = []
     in_millimetres = True
     for name in tqdm(split.cases, unit="case", desc=split.name, disable=not sys.stderr.isatty()):
-        volume = split.volume(name)
+        volume = cases.volume(name)
         in_millimetres &= volume.spacing_mm is not None
-        for label, row in enumerate(_score(predictor, volume, len(classes)), start=1):
-            rows.append({"case": name, "class": classes[label], **row})
+        scores = _score(volume, cases.restrict(predictor.labels(volume.image)), len(classes))
+        for label in cases.scored:
+            rows.append({"case": name, "class": classes[label], **scores[label - 1]})
     summary, by_class = summarise(rows)
 
     name = f"{split.info.name}-{split.name}"
-    examples, pictures = _examples(predictor, split, rows)
+    examples, pictures = _examples(predictor, cases, rows)
     result = {
         "dataset": split.info.name,
         "split": split.name,
+        "trained_on": trained.data.name,
         "classes": classes,
-        "colors": split.info.colors,
+        "colors": trained.data.colors,
         "checkpoint": {"name": checkpoint, "step": trained.step},
         "distance_unit": "mm" if in_millimetres else "px",
         "cases": rows,
@@ -80,8 +78,43 @@ def evaluate(
     return result
 
 
-def _score(predictor: Predictor, volume: Volume, num_classes: int) -> list[dict[str, Any]]:
-    prediction = predictor.labels(volume.image)
+class MatchedCases:
+    """Cases of a split in the terms of a network: its channels and its classes.
+
+    Attributes:
+      scored: numbers of the network's classes that the split has too.
+    """
+
+    def __init__(self, trained: TrainedModel, split: Split):
+        """Matches classes by name, or as the data set's entry for its partner says."""
+        ours, theirs = trained.data, split.info
+        partner = DATASETS[ours.name].partner(theirs.name)
+        self._table, names = label_map(partner, theirs.classes, ours.classes)
+        self.scored = [ours.classes.index(name) for name in names]
+        self._kept = np.zeros(len(ours.classes), np.uint8)
+        self._kept[self.scored] = self.scored
+        if theirs.channels > ours.channels:
+            raise ValueError(
+                f"the network sees {ours.channels} channel, {theirs.name!r} has {theirs.channels}"
+            )
+        self._repeat = ours.channels // theirs.channels  # grey where the network sees colour
+        self._split = split
+
+    def volume(self, name: str) -> Volume:
+        """The case, with labels that mean the network's classes."""
+        volume = self._split.volume(name)
+        return dataclasses.replace(
+            volume,
+            image=np.repeat(volume.image, self._repeat, axis=-1),
+            label=self._table[volume.label],
+        )
+
+    def restrict(self, prediction: np.ndarray) -> np.ndarray:
+        """A prediction in which classes that the split does not have are background."""
+        return self._kept[prediction]
+
+
+def _score(volume: Volume, prediction: np.ndarray, num_classes: int) -> list[dict[str, Any]]:
     if len(volume.label) == 1:  # a picture
         spacing = volume.spacing_mm and volume.spacing_mm[1:]
         return score_case(prediction[0], volume.label[0], num_classes, spacing)
@@ -89,7 +122,7 @@ def _score(predictor: Predictor, volume: Volume, num_classes: int) -> list[dict[
 
 
 def _examples(
-    predictor: Predictor, split: Split, rows: list[dict[str, Any]]
+    predictor: Predictor, cases: MatchedCases, rows: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """The best, the median and the worst case by mean Dice, at their fullest slice."""
     dice: dict[str, list[float]] = {}
@@ -102,8 +135,8 @@ def _examples(
         if not ranked:
             break
         case = ranked[position]
-        volume = split.volume(case)
-        prediction = predictor.labels(volume.image)
+        volume = cases.volume(case)
+        prediction = cases.restrict(predictor.labels(volume.image))
         area = ((volume.label > 0) | (prediction > 0)).sum((1, 2))
         index = int(area.argmax())
         image = volume.image[index]

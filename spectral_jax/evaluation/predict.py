@@ -87,7 +87,7 @@ def window_starts(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[tup
 
 
 def gaussian_window(size: tuple[int, ...]) -> Float[np.ndarray, "*size 1"]:
-    """Weights of a patch's voxels: a Gaussian with an eighth of the patch as deviation (nnU-Net)."""
+    """Weights of a patch: a Gaussian whose deviation is an eighth of its size, as nnU-Net has."""
     axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in size]
     window = functools.reduce(np.multiply.outer, axes)
     return np.maximum(window, 1e-3 * window.max()).astype(np.float32)[..., None]

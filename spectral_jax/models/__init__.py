@@ -3,8 +3,8 @@
 Every network is used the same way::
 
     model = build_model("unet", num_classes=4)
-    variables = model.init(key, images)                      # images: [batch, *spatial, channels]
-    logits = model.apply(variables, images, train=False)     # [batch, *spatial, num_classes], float32
+    variables = model.init(key, images)                   # images: [batch, *spatial, channels]
+    logits = model.apply(variables, images, train=False)  # [batch, *spatial, num_classes], float32
     logits, features = model.apply(variables, images, train=False, return_features=True)
 """
 
@@ -13,9 +13,11 @@ from typing import Any
 
 from flax import linen as nn
 
+from spectral_jax.models.pretrained import load_imagenet21k, load_pretrained, load_transunet_torch
+from spectral_jax.models.transunet import TransUNet
 from spectral_jax.models.unet import UNet
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet}
+MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "transunet": TransUNet}
 
 
 def build_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
@@ -45,4 +47,12 @@ def build_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
     return module(num_classes=num_classes, **options)
 
 
-__all__ = ["MODELS", "UNet", "build_model"]
+__all__ = [
+    "MODELS",
+    "TransUNet",
+    "UNet",
+    "build_model",
+    "load_imagenet21k",
+    "load_pretrained",
+    "load_transunet_torch",
+]

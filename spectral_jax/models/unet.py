@@ -81,6 +81,7 @@ class ConvolutionBlock(nn.Module):
                 dtype=self.dtype,
                 kernel_init=kernel_normal,
             )(x)
+            norm: nn.Module
             if self.norm == "batch":
                 norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
             else:

@@ -155,6 +155,27 @@ def prepare_data(config: DataConfig) -> pathlib.Path:
     )
 
 
+def partner_data(config: DataConfig, name: str, root: str = "") -> pathlib.Path:
+    """The records of a data set to test on, beside the one that a run was trained on.
+
+    Args:
+      config: of the run's data.
+      name: of the set to test on.
+      root: folder of its raw files; "" for the one that was prepared last.
+    """
+    if name not in datasets.DATASETS:
+        raise ConfigError(f"data set {name!r}: choose one of {sorted(datasets.DATASETS)}")
+    if name == config.name and not root:
+        return prepare_data(config)
+    partner = datasets.DATASETS[config.name].partner(name)
+    data_dir = config.data_dir
+    if root or not datasets.DATASETS[name].needs_root:
+        return datasets.prepare(
+            datasets.DATASETS[name], root=root, data_dir=data_dir, **partner.options
+        )
+    return datasets.find_prepared(name, data_dir)
+
+
 def make_model(config: Config, num_classes: int) -> nn.Module:
     """The network that `config` describes."""
     options = _tuples(config.model.options)

@@ -1,10 +1,43 @@
 """Data sets by name, each from its official files."""
 
-from spectral_jax.data.datasets import folder, mni152
-from spectral_jax.data.datasets.builder import Case, DataError, Dataset, prepare
+from spectral_jax.data.datasets import (
+    acdc,
+    chasedb1,
+    cvc_clinicdb,
+    decathlon,
+    drive,
+    dsb2018,
+    folder,
+    glas,
+    isic2018,
+    kvasir_seg,
+    mni152,
+    montgomery_shenzhen,
+    monuseg,
+    ph2,
+    synapse,
+)
+from spectral_jax.data.datasets.builder import find_prepared, prepare
+from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded, Partner, label_map
+from spectral_jax.data.volumes import DataError
 
-DATASETS: dict[str, Dataset] = {
-    module.DATASET.name: module.DATASET for module in (mni152, folder)
-}
+# the paper's kinds of data, more of these kinds, anyone's
+_MODULES = (
+    *(synapse, acdc, isic2018, ph2, kvasir_seg, cvc_clinicdb, glas, monuseg),
+    *(dsb2018, drive, chasedb1, montgomery_shenzhen),
+    *(mni152, decathlon, folder),
+)
+DATASETS: dict[str, Dataset] = {module.DATASET.name: module.DATASET for module in _MODULES}
 
-__all__ = ["DATASETS", "Case", "DataError", "Dataset", "prepare"]
+__all__ = [
+    "DATASETS",
+    "Case",
+    "DataError",
+    "Dataset",
+    "Found",
+    "Loaded",
+    "Partner",
+    "find_prepared",
+    "label_map",
+    "prepare",
+]

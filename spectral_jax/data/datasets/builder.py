@@ -1,104 +1,100 @@
 """From a data set's raw files to records on disk: one tensorflow-datasets builder for all sets.
 
-A data set is described once, as a `Dataset`, whose `read` finds the cases of each split and loads
-one at a time. The builder checks each case, writes its slices as losslessly compressed records
-(ArrayRecord), and needs no TensorFlow. Nothing half-written stays: records appear under their final
-name only when all of them are written.
+A data set is described once, as a `Dataset`, whose `read` finds the cases of each split; a case is
+loaded when its turn comes. Threads load, check and encode cases, one each at a time; the builder
+writes their slices as losslessly compressed records (ArrayRecord), and needs no TensorFlow. Beside
+the records lie a summary, the checksums of what was read and a contact sheet.
 """
 
+import collections
 import dataclasses
 import hashlib
-import itertools
+import inspect
 import json
+import logging
+import os
 import pathlib
-import shutil
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 from tqdm import tqdm
 
-VERSION = "1.0.0"
+from spectral_jax.data.datasets import splits as splitting
+from spectral_jax.data.datasets import summary
+from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
+from spectral_jax.data.datasets.staging import staging
+from spectral_jax.data.volumes import DataError
 
-BACKGROUND_COLOR = "#000000"
-# told apart by colour-blind readers too: Okabe and Ito, then Tol's muted colours
-COLORS = (
-    "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 "
-    "#882255 #44AA99 #999933 #332288 #DDCC77 #117733 #AA4499"
-).split()
+VERSION = "1.1.0"
+PNG_LEVEL = 3  # of zlib: half a per cent larger than the highest, and several times faster
 
-
-class DataError(ValueError):
-    """Raw data that cannot be used; the message names the file."""
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A patient's volume, or a picture.
+def prepare(
+    dataset: Dataset,
+    *,
+    root: str | pathlib.Path | None,
+    data_dir: str | pathlib.Path | None,
+    validation: float = 0.1,
+    resplit: bool = False,
+    **options: Any,
+) -> pathlib.Path:
+    """Writes a data set's records, unless they are there, and returns their folder.
 
-    Attributes:
-      name: unique within the data set.
-      files: what it is made of; the first is named in errors.
-      load: returns the image `[depth, height, width, channels]`, uint8 or uint16, the label
-        `[depth, height, width]`, uint8, and the spacing `(z, y, x)` in mm or None.
+    Args:
+      dataset: what to prepare.
+      root: folder of the raw files; ignored by sets that bring their own.
+      data_dir: where prepared sets live; None for that of tensorflow-datasets.
+      validation: share of the training part, by patient or video, to hold out for validation where
+        the set has no validation part; 0 for none.
+      resplit: share all cases out anew, instead of the published split.
+      **options: of the data set's `read`.
+
+    Raises:
+      DataError: for raw data that cannot be used; nothing is left behind.
     """
+    _check_options(dataset, options)
+    root = _find_root(dataset, root)
+    data_dir = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    choices = options | {"validation": validation, "resplit": resplit}
+    name = f"{root.name if root else dataset.name}-{fingerprint(dataset, root, choices)}"
+    folder = data_dir / dataset.name / name / VERSION
+    if folder.is_dir():
+        return folder
+    with staging(data_dir) as temporary:
+        if not folder.is_dir():  # another process may have been at it
+            found = dataset.read(root, **options)
+            splits, notes = splitting.decide(found, validation, resplit)
+            found = found._replace(splits=splits, notes=(*found.notes, *notes))
+            dataset = dataclasses.replace(dataset, **found.details)
+            written = _write(dataset, found, temporary, name, root, choices)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            written.rename(folder)
+    return folder
 
-    name: str
-    files: tuple[pathlib.Path, ...]
-    load: Callable[[], tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]]
 
+def find_prepared(name: str, data_dir: str | pathlib.Path | None) -> pathlib.Path:
+    """The records of a data set that were prepared last.
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """What is known of a data set.
-
-    Attributes:
-      name: as in `--config.data.name`.
-      description: one sentence.
-      modality: such as "T1 MRI".
-      channels: 1 or 3.
-      classes: names, background first; None if the raw data tell (see `read`).
-      licence: and where the files come from.
-      read: `read(root, **options)` returns the cases of each split, "train", "validation" and
-        "test", and the class names if they were not known before.
-      needs_root: whether raw files must be given.
+    Raises:
+      DataError: if there are none.
     """
-
-    name: str
-    description: str
-    modality: str
-    channels: int | None
-    classes: tuple[str, ...] | None
-    licence: str
-    read: Callable[..., tuple[Mapping[str, list[Case]], tuple[str, ...]]]
-    needs_root: bool = True
-
-
-def check_case(
-    case: Case, image: np.ndarray, label: np.ndarray, channels: int, classes: tuple[str, ...]
-) -> None:
-    """Raises DataError, naming the case's first file, unless image and label are usable."""
-
-    def fail(problem: str) -> None:
-        raise DataError(f"{case.files[0]}: {problem}")
-
-    if image.ndim != 4 or label.ndim != 3 or image.shape[:3] != label.shape:
-        fail(
-            f"the image is {'x'.join(map(str, image.shape[:3]))} (depth, height, width) and its "
-            f"mask {'x'.join(map(str, label.shape))}; they must be of one size"
+    data_dir = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    folders = sorted((data_dir / name).glob(f"*/{VERSION}"), key=lambda path: path.stat().st_mtime)
+    if not folders:
+        raise DataError(
+            f"{data_dir / name}: data set {name!r} is not prepared; run python -m "
+            f"experiments.prepare --dataset={name} --raw_dir=FOLDER --data_dir={data_dir}"
         )
-    if image.shape[3] != channels:
-        fail(f"the image has {image.shape[3]} channels, the data set {channels}")
-    if image.dtype not in (np.uint8, np.uint16):
-        fail(f"the image has type {image.dtype}; expected uint8 or uint16")
-    if label.size and label.max() >= len(classes):
-        fail(
-            f"the mask holds the value {label.max()}, but there are {len(classes)} classes: "
-            f"{', '.join(f'{i} {name}' for i, name in enumerate(classes))}"
-        )
+    return folders[-1]
 
 
 def fingerprint(dataset: Dataset, root: pathlib.Path | None, options: Mapping[str, Any]) -> str:
@@ -113,16 +109,72 @@ def fingerprint(dataset: Dataset, root: pathlib.Path | None, options: Mapping[st
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _builder_class(dataset: Dataset, cases: Mapping[str, list[Case]], classes: tuple[str, ...]):
+def _check_options(dataset: Dataset, options: Mapping[str, Any]) -> None:
+    _, *known = inspect.signature(dataset.read).parameters
+    for name in options:
+        if name not in known:
+            raise DataError(
+                f"data set {dataset.name!r} has no option {name!r}; it has "
+                f"{', '.join(['validation', 'resplit', *known])}"
+            )
+
+
+def _find_root(dataset: Dataset, root: str | pathlib.Path | None) -> pathlib.Path | None:
+    if not dataset.needs_root:
+        return None
+    if not root:
+        raise DataError(
+            f"data set {dataset.name!r} is made from your files; say where they are: "
+            f"--config.data.root=FOLDER, or --raw_dir=FOLDER of experiments.prepare.\n"
+            f"{dataset.source}"
+        )
+    root = pathlib.Path(root).expanduser().resolve()
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder (--config.data.root or --raw_dir)")
+    return root
+
+
+def _write(
+    dataset: Dataset,
+    found: Found,
+    data_dir: pathlib.Path,
+    name: str,
+    root: pathlib.Path | None,
+    options: Mapping[str, Any],
+) -> pathlib.Path:
+    """Writes records and what lies beside them, and returns their folder."""
+    for remark in summary.remarks(found):
+        logging.getLogger(__name__).warning("%s: %s", dataset.name, remark)
+    tfds.disable_progress_bar()  # ours counts cases
+    count = sum(map(len, found.splits.values()))
+    with tqdm(total=count, desc=dataset.name, unit="case", disable=None) as bar:
+        builder = _builder_class(dataset, found, name, bar)(
+            data_dir=data_dir, config=name, file_format="array_record"
+        )
+        builder.download_and_prepare(
+            download_dir=data_dir / "downloads",
+            download_config=tfds.download.DownloadConfig(compute_stats="skip"),
+        )
+    folder = pathlib.Path(builder.data_dir)
+    summary.write(folder, dataset, found, builder.statistics, root, options)
+    return folder
+
+
+def _builder_class(dataset: Dataset, found: Found, config: str, bar: tqdm):
     """A tensorflow-datasets builder of these cases, named after the data set."""
-    first = next(case for split in cases.values() for case in split)
-    image = first.load()[0]
-    channels = dataset.channels or image.shape[-1]
-    foreground = len(classes) - 1
+    first = next(case for split in found.splits.values() for case in split).load()
+    channels = dataset.channels or first.image.shape[-1]
+    dtype = first.image.dtype
+    classes = dataset.classes or ()
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)
+        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config, version=VERSION),)
         pkg_dir_path = epath.Path(__file__).parent
+
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.statistics: summary.Statistics = {split: [] for split in found.splits}
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -131,7 +183,7 @@ def _builder_class(dataset: Dataset, cases: Mapping[str, list[Case]], classes: t
                 features=tfds.features.FeaturesDict(
                     {
                         "image": tfds.features.Image(
-                            shape=(None, None, channels), dtype=image.dtype, encoding_format="png"
+                            shape=(None, None, channels), dtype=dtype, encoding_format="png"
                         ),
                         "label": tfds.features.Image(
                             shape=(None, None, 1), dtype=np.uint8, encoding_format="png"
@@ -146,106 +198,169 @@ def _builder_class(dataset: Dataset, cases: Mapping[str, list[Case]], classes: t
                 disable_shuffling=True,
                 metadata=tfds.core.MetadataDict(
                     classes=list(classes),
-                    colors=[BACKGROUND_COLOR, *itertools.islice(itertools.cycle(COLORS), foreground)],
+                    colors=list(dataset.colors),
                     modality=dataset.modality,
                     channels=channels,
+                    intensity=dataset.intensity,
                 ),
             )
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(cases[split]) for split in cases}
+            return {split: self._generate_examples(split) for split in found.splits}
 
-        def _generate_examples(self, split_cases):
-            for case in tqdm(split_cases, unit="case", leave=False, disable=None):
-                yield from records(case, channels, classes)
+        def _generate_examples(self, split):
+            tile = found.tile if split == "train" else 0
+            encode = partial(
+                encode_case, channels=channels, dtype=dtype, classes=classes, tile=tile
+            )
+            for case in run_ahead(encode, found.splits[split], available_cores()):
+                self.statistics[split].append(case.statistics)
+                self._keep_instances(case)
+                yield from case.records
+                bar.update()
+
+        def _keep_instances(self, case):
+            if case.instances:
+                folder = pathlib.Path(self.data_dir) / "instances"
+                folder.mkdir(exist_ok=True)
+                (folder / f"{case.statistics.name}.png").write_bytes(case.instances)
+
+        def _log_download_bytes(self):
+            """Says nothing: nothing is downloaded."""
+
+        _log_download_done = _log_download_bytes
 
     Builder.name = dataset.name
     return Builder
 
 
-def records(
-    case: Case, channels: int, classes: tuple[str, ...]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Loads and checks a case and yields its slices, in order, as (key, record)."""
-    image, label, spacing = case.load()
-    check_case(case, image, label, channels, classes)
-    spacing_mm = np.array(spacing or (np.nan,) * 3, np.float32)
-    for index in range(len(image)):
-        yield (
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Result]:
+    """Yields `function(item)` in order, while threads work on the next ones, one item each."""
+    with ThreadPoolExecutor(threads) as pool:
+        running = collections.deque()
+        try:
+            for item in items:
+                running.append(pool.submit(function, item))
+                if len(running) == threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedCase:
+    """A case as it is written: its records, by key, the picture of its objects, and its figures."""
+
+    records: list[tuple[str, dict[str, Any]]]
+    instances: bytes | None
+    statistics: summary.CaseStatistics
+
+
+def encode_case(
+    case: Case, *, channels: int, dtype: np.dtype, classes: tuple[str, ...], tile: int
+) -> EncodedCase:
+    """Loads and checks a case and encodes its slices, or its tiles, in order."""
+    loaded = case.load()
+    check_case(case, loaded, channels, dtype, classes)
+    spacing_mm = np.array(loaded.spacing_mm or (np.nan,) * 3, np.float32)
+    slices = [
+        piece
+        for image, label in zip(loaded.image, loaded.label, strict=True)
+        for piece in cut_tiles(image, label, tile)
+    ]
+    records = [
+        (
             f"{case.name}/{index:05d}",
             {
-                "image": Image.fromarray(image[index].squeeze()),
-                "label": Image.fromarray(label[index]),
+                "image": encode_png(image),
+                "label": encode_png(label[..., None]),
                 "case": case.name,
                 "slice": index,
                 "spacing_mm": spacing_mm,
             },
         )
+        for index, (image, label) in enumerate(slices)
+    ]
+    instances = None if loaded.instances is None else encode_png(loaded.instances[..., None])
+    labels = [label for _, label in slices]
+    return EncodedCase(records, instances, summary.measure(case, loaded, labels, len(classes)))
 
 
-def prepare(
-    dataset: Dataset,
-    *,
-    root: str | pathlib.Path | None,
-    data_dir: str | pathlib.Path | None,
-    **options: Any,
-) -> pathlib.Path:
-    """Writes a data set's records, unless they are there, and returns their folder.
-
-    Args:
-      dataset: what to prepare.
-      root: folder of the raw files; ignored by sets that bring their own.
-      data_dir: where prepared sets live; None for that of tensorflow-datasets.
-      **options: of the data set's `read`.
-
-    Raises:
-      DataError: for raw data that cannot be used; nothing is left behind.
-    """
-    if dataset.needs_root:
-        if not root:
-            raise DataError(
-                f"data set {dataset.name!r} is made from your files; "
-                "say where they are: --config.data.root=FOLDER"
-            )
-        root = pathlib.Path(root).expanduser().resolve()
-        if not root.is_dir():
-            raise DataError(f"{root}: no such folder (--config.data.root)")
-    else:
-        root = None
-    data_dir = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    name = f"{root.name if root else dataset.name}-{fingerprint(dataset, root, options)}"
-    folder = data_dir / dataset.name / name / VERSION
-    if folder.is_dir():
-        return folder
-
-    cases, classes = dataset.read(root, **options)
-    for split in ("train", "test"):
-        if not cases.get(split):
-            raise DataError(f"{root}: no images in the {split!r} split")
-    _check_names(cases)
-    for leftover in folder.parent.glob("incomplete.*"):  # of a run that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    builder = _builder_class(dataset, cases, classes)(
-        data_dir=data_dir,
-        config=tfds.core.BuilderConfig(name=name, version=VERSION),
-        file_format="array_record",
-    )
-    try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(compute_stats="skip")
+def check_case(
+    case: Case, loaded: Loaded, channels: int, dtype: np.dtype, classes: tuple[str, ...]
+) -> None:
+    """Raises DataError, naming the file, unless image and label are usable."""
+    image, label = loaded.image, loaded.label
+    if image.ndim != 4 or label.ndim != 3 or image.shape[:3] != label.shape:
+        raise DataError(
+            f"{case.files[-1]}: the image is {'x'.join(map(str, image.shape[:3]))} (depth, height, "
+            f"width) and its mask {'x'.join(map(str, label.shape))}; they must be of one size"
         )
-    except BaseException:
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        raise
-    return folder
+    if image.shape[3] != channels:
+        raise DataError(
+            f"{case.files[0]}: the image has {image.shape[3]} channels, the data set {channels}"
+        )
+    if image.dtype != dtype or dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{case.files[0]}: the image has type {image.dtype}, the data set {dtype}; expected "
+            "uint8 or uint16, the same for all"
+        )
+    for index in np.flatnonzero(label.max((1, 2)) >= len(classes))[:1]:
+        # a file for each slice: images, then labels
+        path = (
+            case.files[len(label) + index] if len(case.files) == 2 * len(label) else case.files[-1]
+        )
+        raise DataError(
+            f"{path}: the mask holds the value {label[index].max()}, but there are {len(classes)} "
+            f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(classes))}"
+        )
 
 
-def _check_names(cases: Mapping[str, Iterable[Case]]) -> None:
-    seen: dict[str, Case] = {}
-    for case in (case for split in cases.values() for case in split):
-        if case.name in seen:
-            raise DataError(
-                f"{case.files[0]}: case {case.name!r} is there twice, also as "
-                f"{seen[case.name].files[0]}; cases must not repeat, least of all between splits"
-            )
-        seen[case.name] = case
+def cut_tiles(
+    image: np.ndarray, label: np.ndarray, tile: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cuts a picture into squares that cover it, overlapping as evenly as they can."""
+    starts = [
+        np.linspace(0, max(0, size - tile), -(-size // tile) if tile else 1).astype(int)
+        for size in label.shape
+    ]
+    for top in starts[0]:
+        for left in starts[1]:
+            window = np.s_[top : top + tile, left : left + tile] if tile else np.s_[:]
+            yield image[window], label[window]
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """A PNG of `[height, width, 1 or 3]`, 8 or 16 bit, each row stored as its change from the last.
+
+    Unlike Pillow's encoder, zlib lets other threads run.
+    """
+    height, width, channels = array.shape
+    rows = array.astype(array.dtype.newbyteorder(">")).reshape(height, -1).view(np.uint8)
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = 2  # the filter "up"
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    color = {1: 0, 3: 2}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 8 * array.dtype.itemsize, color, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(filtered, PNG_LEVEL)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )

@@ -12,7 +12,8 @@ from functools import partial
 import nibabel
 import numpy as np
 
-from spectral_jax.data.datasets.builder import Case, DataError, Dataset
+from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
+from spectral_jax.data.volumes import DataError
 
 CLASSES = ("background", "grey matter", "white matter")
 SPLITS = {  # slices along the axis from foot to head, 1 mm apart
@@ -30,7 +31,7 @@ def template_folder() -> pathlib.Path:
     return pathlib.Path(spec.submodule_search_locations[0]) / "datasets" / "data"
 
 
-def read(root: None):
+def read(root: None) -> Found:
     """Cases are axial slices, two-dimensional pictures of 1 mm pixels."""
     folder = template_folder()
     files = [
@@ -48,13 +49,14 @@ def read(root: None):
     def load(z: int):
         # a row is a step from front to back, a column from left to right
         image, mask = (np.flip(volume[:, :, z].T, 0) for volume in (t1, label))
-        return image[None, ..., None].copy(), mask[None].copy(), (1.0, 1.0, 1.0)
+        return Loaded(image[None, ..., None].copy(), mask[None].copy(), (1.0, 1.0, 1.0))
 
-    cases = {
-        split: [Case(f"axial_{z:03d}", (files[0],), partial(load, z)) for z in slices]
-        for split, slices in SPLITS.items()
-    }
-    return cases, CLASSES
+    return Found(
+        {
+            split: [Case(f"axial_{z:03d}", tuple(files), partial(load, z)) for z in slices]
+            for split, slices in SPLITS.items()
+        }
+    )
 
 
 DATASET = Dataset(
@@ -64,7 +66,9 @@ DATASET = Dataset(
     channels=1,
     classes=CLASSES,
     licence="ICBM 152 2009a symmetric, McConnell Brain Imaging Centre, free for any use with its "
-    "notice; from the nilearn wheel",
+    "notice",
+    source="The nilearn wheel: pip install 'spectral_jax[demo]'.",
+    test="the highest slab of slices",
     read=read,
     needs_root=False,
 )

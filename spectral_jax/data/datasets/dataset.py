@@ -1,0 +1,175 @@
+"""What a data set is: its description, its cases, and its partners out of distribution."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from spectral_jax.data.volumes import DataError, Spacing
+
+BACKGROUND_COLOR = "#000000"
+# told apart by colour-blind readers too: Okabe and Ito, then Tol's muted colours
+COLORS = (
+    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
+    *("#882255", "#44AA99", "#999933", "#332288", "#DDCC77", "#117733", "#AA4499"),
+)
+
+
+class Loaded(NamedTuple):
+    """A case in memory.
+
+    Attributes:
+      image: `[depth, height, width, channels]`, uint8 or uint16.
+      label: `[depth, height, width]`, uint8 class numbers.
+      spacing_mm: `(depth, height, width)` of a voxel, or None where unknown.
+      instances: `[height, width]`, uint16: a number for each object of a picture, where known.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    spacing_mm: Spacing | None = None
+    instances: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A patient's volume, or a picture.
+
+    Attributes:
+      name: unique within the data set.
+      files: what it is made of: images, then their labels in the same order, or files that hold
+        both. Errors name them and their checksums are kept.
+      load: reads them.
+      group: the patient or video; all cases of a group go into one split.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    load: Callable[[], Loaded]
+    group: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "group", self.group or self.name)
+
+
+class Found(NamedTuple):
+    """What a reader finds in a folder.
+
+    Attributes:
+      splits: cases of "train", "validation" and "test"; some may be missing. Where "validation" is,
+        a part of "train" takes its place; an empty list says that none is wanted.
+      official: how many cases the complete set has in this layout; None if that is not known.
+      notes: what a user should know of this folder.
+      tile: training pictures are cut into squares of this size; 0 for whole ones.
+      details: fields of the `Dataset` that only the files tell.
+    """
+
+    splits: Mapping[str, Sequence[Case]]
+    official: int | None = None
+    notes: Sequence[str] = ()
+    tile: int = 0
+    details: Mapping[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Partner:
+    """A set to test on, out of distribution.
+
+    Attributes:
+      name: of the data set.
+      classes: for each of its classes that is scored, the class of the set trained on that means
+        the same.
+      shift: what differs.
+      options: of its reader.
+    """
+
+    name: str
+    classes: Mapping[str, str]
+    shift: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What is known of a data set.
+
+    Attributes:
+      name: as in `--config.data.name`.
+      description: one sentence.
+      modality: such as "T1 MRI".
+      channels: 1 or 3; None if the files tell.
+      classes: names, background first; None if the files tell.
+      licence: as far as known.
+      source: where to get the files, and which of them go where.
+      read: `read(root, **options)` finds the cases of each split.
+      intensity: how intensities are scaled, a key of `spectral_jax.data.volumes.INTENSITIES`.
+      test: what the test split is.
+      partners: sets to test on, out of distribution.
+      needs_root: whether raw files must be given.
+    """
+
+    name: str
+    description: str
+    modality: str
+    channels: int | None
+    classes: tuple[str, ...] | None
+    licence: str
+    source: str
+    read: Callable[..., Found]
+    intensity: str = "identity"
+    test: str = "as in the folder"
+    partners: tuple[Partner, ...] = ()
+    needs_root: bool = True
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """A colour for each class."""
+        foreground = len(self.classes or ()) - 1
+        return (BACKGROUND_COLOR, *itertools.islice(itertools.cycle(COLORS), max(foreground, 0)))
+
+    def partner(self, name: str) -> Partner:
+        """The partner of that name; for any other set, classes of the same name are the same."""
+        same = {label: label for label in (self.classes or ())[1:]}
+        unknown = Partner(name, same, "not known")
+        return next((partner for partner in self.partners if partner.name == name), unknown)
+
+
+def label_map(
+    partner: Partner, theirs: Sequence[str], ours: Sequence[str]
+) -> tuple[UInt8[np.ndarray, "256"], tuple[str, ...]]:
+    """How to score a network on a partner.
+
+    Args:
+      partner: what its classes mean.
+      theirs: class names of the partner, background first.
+      ours: class names of the set that the network was trained on.
+
+    Returns:
+      A table from class numbers of the partner to ours, in which classes that we do not have
+      are background; and those of our classes that can be scored. Our other classes count as
+      background, in a prediction too.
+
+    Raises:
+      DataError: if no class can be scored.
+
+    >>> heart = ("background", "right ventricle", "myocardium", "left ventricle")
+    >>> partner = Partner("folder", {"cavity": "left ventricle"}, "scanner")
+    >>> table, scored = label_map(partner, ("background", "cavity"), heart)
+    >>> table[:2].tolist(), scored
+    ([0, 3], ('left ventricle',))
+    """
+    table = np.zeros(256, np.uint8)
+    for number, name in enumerate(theirs[1:], start=1):
+        if partner.classes.get(name) in ours:
+            table[number] = ours.index(partner.classes[name])
+    scored = tuple(name for number, name in enumerate(ours) if number and (table == number).any())
+    if not scored:
+        raise DataError(
+            f"data set {partner.name!r} has the classes {', '.join(theirs[1:])}, none of which is "
+            f"one of {', '.join(ours[1:])}; name its classes alike, or register it as a partner"
+        )
+    return table, scored

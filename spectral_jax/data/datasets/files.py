@@ -1,0 +1,176 @@
+"""Finding the files of a data set, and cases made of them."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from spectral_jax.data import volumes
+from spectral_jax.data.datasets.dataset import Case, Loaded
+from spectral_jax.data.volumes import DataError
+
+Pair = tuple[Path, Path]
+ReadMask = Callable[[Path], np.ndarray]
+PICTURE = r"(?:png|jpe?g|tiff?|bmp|gif)"
+
+
+def find(folder: Path, pattern: str) -> dict[str, Path]:
+    """Files whose path below `folder` matches a regular expression as a whole, by its groups.
+
+    Other files are of no interest; two files of one name are an error.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        match = re.fullmatch(pattern, path.relative_to(folder).as_posix())
+        if match and path.is_file():
+            name = "_".join(match.groups())
+            if name in found:
+                raise DataError(f"{path}: a second file for {name!r}, beside {found[name]}")
+            found[name] = path
+    return found
+
+
+def first_folder(root: Path, *choices: str) -> Path | None:
+    """The first of some folders below `root` that is there."""
+    return next((root / choice for choice in choices if (root / choice).is_dir()), None)
+
+
+def missing_layout(root: Path, *expected: str) -> DataError:
+    """The error for a folder that holds none of the layouts that are known."""
+    return DataError(f"{root}: expected there {', or '.join(expected)}")
+
+
+def read_list(path: Path) -> list[str]:
+    """Names, one a line; their file's ending does not count."""
+    lines = path.read_text().split()
+    return [line.removesuffix(Path(line).suffix) for line in lines]
+
+
+def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, Pair]:
+    """Image and label of the same name."""
+    for name, image in images.items():
+        if name not in labels:
+            raise DataError(f"{image}: there is no mask for {name!r}")
+    for name, label in labels.items():
+        if name not in images:
+            raise DataError(f"{label}: a mask without an image; expected one for {name!r}")
+    return {name: (images[name], labels[name]) for name in images}
+
+
+def group_slices(files: Mapping[str, Path]) -> dict[str, list[Path]]:
+    """Files named `<case>_<number>` by case, in the order of their numbers."""
+    groups: dict[str, dict[int, Path]] = {}
+    for name, path in files.items():
+        case, _, number = name.rpartition("_")
+        slices = groups.setdefault(case, {})
+        if int(number) in slices:
+            raise DataError(
+                f"{path}: a second file for slice {number}, beside {slices[int(number)]}"
+            )
+        slices[int(number)] = path
+    return {case: [slices[number] for number in sorted(slices)] for case, slices in groups.items()}
+
+
+def picture_case(
+    name: str, *pairs: Pair, group: str = "", read_mask: ReadMask = volumes.read_binary_mask
+) -> Case:
+    """A case of one picture, or of pictures that are the slices of a volume."""
+    images, masks = zip(*pairs, strict=True)
+    return Case(name, (*images, *masks), partial(_load_pictures, pairs, read_mask), group)
+
+
+def _load_pictures(pairs: Sequence[Pair], read_mask: ReadMask) -> Loaded:
+    images, masks = [], []
+    for image_path, mask_path in pairs:
+        image, mask = volumes.read_image(image_path), read_mask(mask_path)
+        check_size(image[..., 0], image_path, mask, mask_path)
+        if images and image.shape != images[0].shape:
+            raise DataError(
+                f"{image_path}: {image.shape}, but {pairs[0][0].name} of the same case is "
+                f"{images[0].shape}; slices of a volume have one size"
+            )
+        images.append(image)
+        masks.append(mask)
+    return Loaded(np.stack(images), np.stack(masks))
+
+
+def array_case(name: str, *files: Path, group: str = "") -> Case:
+    """A case of HDF5 or npz files with `image` (0 ... 1) and `label`: a volume, or its slices."""
+    return Case(name, files, partial(_load_arrays, files), group)
+
+
+def _load_arrays(files: Sequence[Path]) -> Loaded:
+    images, labels = [], []
+    for path in files:
+        image, label = volumes.read_arrays(path, "image", "label")
+        check_size(image, path, label, path)
+        if images and image.shape != images[0].shape:
+            raise DataError(
+                f"{path}: {image.shape}, but {files[0].name} of the same case is {images[0].shape}"
+            )
+        if image.min() < 0 or image.max() > 1:
+            raise DataError(
+                f"{path}: intensities {image.min():g} ... {image.max():g}; expected 0 ... 1"
+            )
+        images.append(volumes.unit(image))
+        labels.append(volumes.as_label(label, path))
+    image, label = np.stack(images), np.stack(labels)
+    if len(files) == 1 and image.ndim == 4:  # a whole volume
+        image, label = image[0], label[0]
+    if image.ndim != 3:
+        raise DataError(f"{files[0]}: the shape {images[0].shape} is that of no slice, nor volume")
+    return Loaded(image[..., None], label)
+
+
+def nifti_case(
+    name: str,
+    image: Path,
+    label: Path,
+    *,
+    intensity: str,
+    group: str = "",
+    axes: tuple[int, int, int] = (2, 1, 0),
+    channel: int = 0,
+    numbers: Mapping[int, int] | None = None,
+) -> Case:
+    """A case of two NIfTI files; `numbers` renumbers the label: see `volumes`."""
+    load = partial(_load_nifti, image, label, intensity, axes, channel, numbers)
+    return Case(name, (image, label), load, group)
+
+
+def _load_nifti(
+    image_path: Path,
+    label_path: Path,
+    intensity: str,
+    axes: tuple[int, int, int],
+    channel: int,
+    numbers: Mapping[int, int] | None,
+) -> Loaded:
+    image, spacing_mm = volumes.read_nifti(image_path, axes, channel)
+    label, _ = volumes.read_nifti(label_path, axes)
+    check_size(image, image_path, label, label_path)
+    label = volumes.as_label(label, label_path)
+    if numbers is not None:
+        label = volumes.relabel(label, numbers, label_path)
+    return Loaded(volumes.INTENSITIES[intensity](image)[..., None], label, spacing_mm)
+
+
+def check_size(image: np.ndarray, image_path: Path, label: np.ndarray, label_path: Path) -> None:
+    """Raises DataError unless image and label have one size."""
+    if image.shape != label.shape:
+        raise DataError(
+            f"{label_path}: the mask is {'x'.join(map(str, label.shape))}, its image "
+            f"{image_path.name} {'x'.join(map(str, image.shape))}"
+        )
+
+
+def only(folder: Path, *names: str) -> Path:
+    """The one file of some names that is in a folder."""
+    there = [folder / name for name in names if (folder / name).is_file()]
+    if not there:
+        raise DataError(f"{folder / names[0]}: no such file")
+    if len(there) > 1:
+        raise DataError(f"{there[1]}: a second file for this case, beside {there[0]}")
+    return there[0]

@@ -1,0 +1,83 @@
+"""Who goes where: splits that part no patient and no video."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from spectral_jax.data.datasets.dataset import Case, Found
+from spectral_jax.data.volumes import DataError
+
+SPLITS = ("train", "validation", "test")
+TEST_SHARE = 0.2
+Splits = dict[str, list[Case]]
+
+
+def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list[str]]:
+    """The splits to write, those of the literature where they are there.
+
+    Args:
+      found: the cases.
+      validation: share of the training groups that is held out where there is no validation split.
+      resplit: share all cases out anew, by group: a fifth to test, then `validation` of the rest.
+        This happens of itself if there is no test case at all.
+
+    Returns:
+      The splits, without empty ones, and notes for the user.
+    """
+    splits = {name: list(found.splits.get(name, ())) for name in SPLITS}
+    notes = []
+    anew = resplit or not splits["test"]
+    if anew:
+        pool = [case for split in splits.values() for case in split]
+        splits["train"], splits["test"] = hold_out(pool, TEST_SHARE)
+        if not splits["test"]:
+            raise DataError(
+                f"{pool[0].files[0] if pool else 'no case found'}: there is no test case, and with "
+                "fewer than two patients, videos or pictures none can be held out"
+            )
+        why = "as asked" if resplit else "the files of the official test split are not there"
+        notes.append(f"split anew, comparable with nothing published: {why}")
+    if anew or "validation" not in found.splits:
+        splits["train"], splits["validation"] = hold_out(splits["train"], validation)
+        if splits["validation"]:
+            notes.append(
+                f"held out of the training part for validation: {len(splits['validation'])}"
+            )
+    check(splits)
+    return {name: cases for name, cases in splits.items() if cases}, notes
+
+
+def hold_out(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case]]:
+    """Parts the cases, whole groups to one side, in an order drawn from the groups' names.
+
+    At least one group is held out if there are two, unless `share` is 0.
+    """
+    groups = sorted({case.group for case in cases}, key=_draw)
+    count = max(1, round(share * len(groups))) if share and len(groups) > 1 else 0
+    held = set(groups[:count])
+    kept = [case for case in cases if case.group not in held]
+    return kept, [case for case in cases if case.group in held]
+
+
+def _draw(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def check(splits: Mapping[str, Sequence[Case]]) -> None:
+    """Raises DataError if a case is there twice, or a group in two splits."""
+    cases: dict[str, Case] = {}
+    groups: dict[str, tuple[str, Case]] = {}
+    for split, members in splits.items():
+        for case in members:
+            if case.name in cases:
+                raise DataError(
+                    f"{case.files[0]}: case {case.name!r} is there twice, also as "
+                    f"{cases[case.name].files[0]}; cases must not repeat, least of all between "
+                    "splits"
+                )
+            cases[case.name] = case
+            other, first = groups.setdefault(case.group, (split, case))
+            if other != split:
+                raise DataError(
+                    f"{case.files[0]}: {case.group!r} is in the {split} split and, as "
+                    f"{first.files[0]}, in the {other} split; no patient or video may be parted"
+                )

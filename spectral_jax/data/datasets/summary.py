@@ -1,0 +1,195 @@
+"""What lies beside prepared records: a summary, checksums of the raw files, a contact sheet."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw
+from scipy import ndimage
+
+from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
+from spectral_jax.data.sources import Split, resize_image, resize_label
+
+SUMMARY_FILE = "summary.json"
+CHECKSUMS_FILE = "SHA256SUMS"
+SHEET_FILE = "contact_sheet.png"
+SHEET_COLUMNS = 6
+SHEET_PIXELS = 208
+SHEET_MARGIN = 4
+SHEET_HEAD = 18
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseStatistics:
+    """Figures of a case.
+
+    Attributes:
+      name: of the case.
+      shape: depth, height, width.
+      spacing_mm: or None where unknown.
+      intensity: lowest, mean and highest stored value.
+      class_voxels: how many of each class.
+      present: `[records, classes]`, whether a record holds a class.
+      checksums: SHA-256 of each file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...] | None
+    intensity: tuple[float, float, float]
+    class_voxels: np.ndarray
+    present: np.ndarray
+    checksums: Mapping[Path, str]
+
+
+Statistics = dict[str, list[CaseStatistics]]
+
+
+def measure(
+    case: Case, loaded: Loaded, labels: Sequence[np.ndarray], classes: int
+) -> CaseStatistics:
+    """Figures of a case, given the labels of its records."""
+    counts = [np.bincount(label.ravel(), minlength=classes) for label in labels]
+    image = loaded.image
+    return CaseStatistics(
+        name=case.name,
+        shape=loaded.label.shape,
+        spacing_mm=loaded.spacing_mm,
+        intensity=(float(image.min()), float(image.mean()), float(image.max())),
+        class_voxels=np.bincount(loaded.label.ravel(), minlength=classes),
+        present=np.array(counts) > 0,
+        checksums={path: _checksum(path) for path in case.files},
+    )
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remarks(found: Found) -> list[str]:
+    """What a user should know: how much of the official set is there, and the reader's notes."""
+    there = sum(map(len, found.splits.values()))
+    part = []
+    if found.official is not None and there < found.official:
+        part = [f"a part of the official set: {there} of {found.official} cases"]
+    return [*part, *found.notes]
+
+
+def write(
+    folder: Path,
+    dataset: Dataset,
+    found: Found,
+    statistics: Statistics,
+    root: Path | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Writes the three files."""
+    lines = _checksum_lines(statistics, root)
+    (folder / CHECKSUMS_FILE).write_text("".join(lines))
+    summary = {
+        "dataset": dataset.name,
+        "options": dict(options),
+        "modality": dataset.modality,
+        "classes": dict(zip(dataset.classes or (), dataset.colors, strict=True)),
+        "intensity": dataset.intensity,
+        "licence": dataset.licence,
+        "official_cases": found.official,
+        "remarks": remarks(found),
+        "splits": {
+            name: _describe(cases, dataset.classes or ()) for name, cases in statistics.items()
+        },
+        "files": {
+            "count": len(lines),
+            "sha256_of_checksums": hashlib.sha256("".join(lines).encode()).hexdigest(),
+        },
+    }
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    contact_sheet(folder, statistics).save(folder / SHEET_FILE)
+
+
+def _checksum_lines(statistics: Statistics, root: Path | None) -> list[str]:
+    """As `sha256sum --check` reads them in the folder of raw files."""
+    checksums: dict[Path, str] = {}
+    for cases in statistics.values():
+        for case in cases:
+            checksums |= case.checksums
+    return [
+        f"{checksums[path]}  {path.relative_to(root) if root else path.name}\n"
+        for path in sorted(checksums)
+    ]
+
+
+def _describe(cases: Sequence[CaseStatistics], classes: Sequence[str]) -> dict[str, Any]:
+    shapes = np.array([case.shape for case in cases])
+    spacings = np.array([case.spacing_mm for case in cases if case.spacing_mm])
+    voxels = np.sum([case.class_voxels for case in cases], axis=0)
+    low, mean, high = np.array([case.intensity for case in cases]).T
+    return {
+        "cases": len(cases),
+        "records": sum(len(case.present) for case in cases),
+        "size": _ranges(shapes),
+        "spacing_mm": _ranges(spacings) if len(spacings) == len(cases) else None,
+        "class_share": dict(zip(classes, (voxels / voxels.sum()).tolist(), strict=True)),
+        "cases_with_class": dict(
+            zip(classes, np.sum([case.class_voxels > 0 for case in cases], 0).tolist(), strict=True)
+        ),
+        "intensity": {"lowest": low.min(), "mean_of_cases": mean.mean(), "highest": high.max()},
+    }
+
+
+def _ranges(values: np.ndarray) -> dict[str, list[float]]:
+    axes = ("depth", "height", "width")
+    return {
+        axis: [column.min().item(), column.max().item()]
+        for axis, column in zip(axes, values.T, strict=True)
+    }
+
+
+def contact_sheet(folder: Path, statistics: Statistics) -> Image.Image:
+    """A row of random records for each class, with the labels filled lightly and outlined."""
+    splits = {name: Split(folder, name) for name in statistics}
+    info = next(iter(splits.values())).info
+    present = {
+        name: np.concatenate([case.present for case in cases]) for name, cases in statistics.items()
+    }
+    rng = np.random.default_rng(0)
+    step = SHEET_PIXELS + SHEET_MARGIN
+    height = (len(info.classes) - 1) * (step + SHEET_HEAD)
+    sheet = Image.new("RGB", (SHEET_COLUMNS * step + SHEET_MARGIN, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, label in enumerate(info.classes[1:], start=1):
+        top = (row - 1) * (step + SHEET_HEAD)
+        choices = [
+            (name, record) for name in splits for record in np.flatnonzero(present[name][:, row])
+        ]
+        draw.rectangle((SHEET_MARGIN, top + 4, SHEET_MARGIN + 10, top + 14), info.colors[row])
+        draw.text((SHEET_MARGIN + 16, top + 3), f"{label}: {len(choices)} records", "black")
+        chosen = rng.permutation(len(choices))[:SHEET_COLUMNS]
+        for column, (name, record) in enumerate(choices[index] for index in chosen):
+            image, labels = splits[name].slice(record)
+            left = SHEET_MARGIN + column * step
+            sheet.paste(_overlay(image, labels, info.colors), (left, top + SHEET_HEAD))
+            caption = f"{splits[name].case_name(record)} ({name})"
+            draw.text((left + 2, top + SHEET_HEAD + 2), caption[-34:], "white", stroke_width=1,
+                      stroke_fill="black")  # fmt: skip
+    return sheet
+
+
+def _overlay(image: np.ndarray, labels: np.ndarray, colors: Sequence[str]) -> Image.Image:
+    scale = SHEET_PIXELS / max(labels.shape)
+    size = tuple(max(1, round(scale * length)) for length in labels.shape)
+    image, labels = resize_image(image, size), resize_label(labels, size)
+    picture = image.astype(np.float32) * (255 / np.iinfo(image.dtype).max)
+    picture = np.broadcast_to(picture, (*size, 3)).copy()
+    for number in np.unique(labels[labels > 0]):
+        mask = labels == number
+        color = np.array(ImageColor.getrgb(colors[number]), np.float32)
+        edge = mask & ~ndimage.binary_erosion(mask)
+        picture[mask] = 0.8 * picture[mask] + 0.2 * color
+        picture[edge] = color
+    return Image.fromarray(picture.astype(np.uint8))

@@ -1,0 +1,185 @@
+"""Files of raw data as arrays: pictures, NIfTI, HDF5 and npz; and how intensities are scaled.
+
+Volumes are `[depth, height, width]`, which are the last, the second and the first axis of a NIfTI
+file: the order in which SimpleITK returns them. Nothing is resampled or turned, so that a voxel
+keeps its place and a prediction can be written back.
+
+Every failure is a `DataError` that names the file.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from zipfile import BadZipFile
+
+import h5py
+import nibabel
+import numpy as np
+from jaxtyping import Num, UInt8
+from PIL import Image
+
+Spacing = tuple[float, float, float]
+CT_WINDOW = (-125.0, 275.0)  # Hounsfield units; soft tissue, as TransUNet uses for Synapse
+MRI_PERCENTILES = (0.5, 99.5)
+
+
+class DataError(ValueError):
+    """Raw data that cannot be used; the message names the file."""
+
+
+@contextmanager
+def named(path: Path, kind: str) -> Iterator[None]:
+    """Turns what a library raises for a damaged or missing file into a DataError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (
+        *(OSError, EOFError, SyntaxError, ValueError, KeyError),
+        *(zlib.error, BadZipFile, Image.DecompressionBombError),
+        *(nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError),
+    ) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: damaged, or no {kind}: {error}") from error
+
+
+def read_image(path: Path) -> Num[np.ndarray, "height width channels"]:
+    """Returns a picture as uint8 or uint16, with 1 or 3 channels."""
+    with named(path, "picture"), Image.open(path) as image:
+        if image.mode == "1":
+            image = image.convert("L")
+        elif image.mode not in ("L", "RGB") and not image.mode.startswith("I"):
+            image = image.convert("RGB")  # palettes, transparency, CMYK
+        array = np.asarray(image)
+    if array.dtype == np.int32:  # Pillow opens some 16-bit files as 32-bit
+        if array.min() < 0 or array.max() > 65535:
+            raise DataError(f"{path}: values beyond 16 bit: {array.min()} ... {array.max()}")
+        array = array.astype(np.uint16)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def read_mask(path: Path, threshold: int = -1) -> Num[np.ndarray, "height width"]:
+    """Returns the values of a mask, or from 0 up whether they are above `threshold`, as uint8.
+
+    The numbers of a palette are its classes; of a colour mask the first channel is taken.
+    """
+    with named(path, "picture"), Image.open(path) as image:
+        array = np.asarray(image.convert("L") if image.mode == "1" else image)
+    if array.ndim == 3:
+        array = array[..., 0]
+    if threshold >= 0:
+        return (array > threshold).astype(np.uint8)
+    return as_label(array, path)
+
+
+def read_binary_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
+    """Returns 1 where a mask is white: masks of 0 and 1, of 0 and 255, and those in between.
+
+    JPEG rings and resizing blurs, so that masks of 0 and 255 hold greys; they are cut at 127.
+    """
+    mask = read_mask(path)
+    highest = int(mask.max())
+    if 1 < highest < 128:
+        raise DataError(f"{path}: the mask holds {highest}; expected black and white, 0/1 or 0/255")
+    return (mask > (127 if highest > 1 else 0)).astype(np.uint8)
+
+
+def read_nifti(
+    path: Path, axes: tuple[int, int, int] = (2, 1, 0), channel: int = 0
+) -> tuple[Num[np.ndarray, "depth height width"], Spacing]:
+    """Returns a volume and its spacing in mm.
+
+    Args:
+      path: a `.nii` or `.nii.gz`.
+      axes: the file's axes that become depth, height and width.
+      channel: which volume to take of a file that holds several.
+    """
+    with named(path, "NIfTI file"):
+        file = nibabel.load(path)
+        volume = np.asarray(file.dataobj)
+        zooms = file.header.get_zooms()
+    if volume.ndim == 4:
+        if channel >= volume.shape[3]:
+            raise DataError(f"{path}: no channel {channel}; it has {volume.shape[3]}, from 0")
+        volume = volume[..., channel]
+    if volume.ndim != 3:
+        raise DataError(f"{path}: expected a volume, got the shape {volume.shape}")
+    check_finite(volume, path)
+    return volume.transpose(axes), tuple(float(zooms[axis]) for axis in axes)
+
+
+def read_arrays(path: Path, *keys: str) -> tuple[np.ndarray, ...]:
+    """Returns arrays of an HDF5 or npz file by name."""
+    load = np.load if path.suffix == ".npz" else h5py.File
+    kind = "npz file" if path.suffix == ".npz" else "HDF5 file"
+    with named(path, kind), load(path) as file:
+        missing = [key for key in keys if key not in file]
+        if missing:
+            raise DataError(f"{path}: holds {sorted(file)}, not {', '.join(map(repr, missing))}")
+        arrays = tuple(np.asarray(file[key]) for key in keys)
+    for array in arrays:
+        check_finite(array, path)
+    return arrays
+
+
+def check_finite(array: np.ndarray, path: Path) -> None:
+    """Raises DataError if a value is infinite or not a number."""
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise DataError(f"{path}: {count} of {array.size} values are NaN or infinite")
+
+
+def as_label(array: np.ndarray, path: Path) -> UInt8[np.ndarray, "..."]:
+    """Returns class numbers, stored as whatever type, as uint8."""
+    check_finite(array, path)
+    with np.errstate(invalid="ignore"):  # what does not fit is found in the next line
+        label = array.astype(np.uint8)
+    if (label != array).any():
+        wrong = array[label != array].flat[0]
+        raise DataError(
+            f"{path}: the label holds the value {wrong}; expected whole numbers, 0 to 255"
+        )
+    return label
+
+
+def relabel(
+    label: UInt8[np.ndarray, "..."], numbers: dict[int, int], path: Path
+) -> UInt8[np.ndarray, "..."]:
+    """Renumbers classes: `numbers` gives for each old number the new one, 0 for 0."""
+    table = np.zeros(256, np.uint8)
+    table[list(numbers)] = list(numbers.values())
+    unknown = np.setdiff1d(np.unique(label), [0, *numbers])
+    if unknown.size:
+        raise DataError(f"{path}: the label holds {unknown[0]}; expected 0 and {sorted(numbers)}")
+    return table[label]
+
+
+def unit(image: np.ndarray) -> np.ndarray:
+    """Values between 0 and 1, to 16 bit."""
+    return np.rint(np.clip(image, 0, 1).astype(np.float32) * np.float32(65535)).astype(np.uint16)
+
+
+def ct_window(image: np.ndarray) -> np.ndarray:
+    """Hounsfield units -125 ... 275, to 16 bit; what lies beyond is cut off."""
+    low, high = CT_WINDOW
+    image = np.clip(image, low, high).astype(np.float32)
+    return unit((image - np.float32(low)) / np.float32(high - low))
+
+
+def mri_percentile(image: np.ndarray) -> np.ndarray:
+    """From the 0.5th to the 99.5th percentile of the volume, to 16 bit."""
+    low, high = np.percentile(image, MRI_PERCENTILES).astype(np.float32)
+    image = np.clip(image, low, high).astype(np.float32)
+    return unit((image - low) / max(high - low, np.finfo(np.float32).tiny))
+
+
+def identity(image: np.ndarray) -> np.ndarray:
+    """8- and 16-bit values as they are."""
+    return image
+
+
+INTENSITIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    rule.__name__: rule for rule in (identity, unit, ct_window, mri_percentile)
+}
