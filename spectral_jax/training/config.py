@@ -99,12 +99,14 @@ class ModelConfig:
     Attributes:
       name: a key of `spectral_jax.models.MODELS`.
       pretrained: file of weights to start from; "" to start from random ones.
+      skip_head: leave the last layer random, for another number of classes than the file's.
       bfloat16: compute in bfloat16; parameters, logits and losses stay float32.
       options: fields of the module, for example `widths` of UNet.
     """
 
     name: str = "unet"
     pretrained: str = ""
+    skip_head: bool = False
     bfloat16: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from spectral_jax.data import pipeline
 from spectral_jax.data.sources import CutPatch, Split, TrainingSlices, TrainingVolumes
 from spectral_jax.metrics import overlap
+from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.training import run, sharding
 from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import Config, DataConfig
@@ -152,9 +153,9 @@ def initial_state(
         return checkpoints.restore(checkpoints.last_step, jax.eval_shape(create, key), everywhere)
     state = jax.jit(create, out_shardings=everywhere)(key)
     if config.model.pretrained:
-        from spectral_jax.models.pretrained import load_pretrained
-
-        loaded = load_pretrained(config.model.pretrained, state.variables)
+        loaded = load_pretrained(
+            config.model.pretrained, state.variables, skip_head=config.model.skip_head
+        )
         params = jax.device_put(loaded["params"], everywhere)
         state = dataclasses.replace(
             state,

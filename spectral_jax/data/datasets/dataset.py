@@ -60,8 +60,9 @@ class Found(NamedTuple):
     """What a reader finds in a folder.
 
     Attributes:
-      splits: cases of "train", "validation" and "test"; some may be missing. Where "validation" is,
-        a part of "train" takes its place; an empty list says that none is wanted.
+      splits: cases of "train", "validation" and "test", or "all" if there is no published split. Some
+        may be missing. Where "validation" is, a part of "train" takes its place; an empty list says
+        that none is wanted.
       official: how many cases the complete set has in this layout; None if that is not known.
       notes: what a user should know of this folder.
       tile: training pictures are cut into squares of this size; 0 for whole ones.

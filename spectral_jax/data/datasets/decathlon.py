@@ -60,7 +60,7 @@ def read(root: Path, channel: int | str = 0, intensity: str = "") -> Found:
         "intensity": rule,
     }
     official = OFFICIAL.get(root.name[:6], len(listed))
-    return Found({"train": cases}, official, details=details)
+    return Found({"all": cases}, official, details=details)
 
 
 DATASET = Dataset(

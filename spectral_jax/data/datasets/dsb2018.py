@@ -32,7 +32,7 @@ def read(root: Path, domain: str = "all") -> Found:
         if domain == "all" or domain == ("fluorescence" if is_grey(image) else "stained"):
             cases.append(Case(name, (image, *masks), partial(_load, image, masks)))
     notes = [] if domain == "all" else [f"the {domain} part only"]
-    return Found({"train": cases}, official=OFFICIAL, notes=notes)
+    return Found({"all": cases}, official=OFFICIAL, notes=notes)
 
 
 def is_grey(path: Path) -> bool:

@@ -22,7 +22,7 @@ def read(root: Path) -> Found:
     lists = {"train": root / "train.txt", "test": root / "val.txt"}
     if not all(path.is_file() for path in lists.values()):
         note = "train.txt and val.txt, the owners' split, are not there"
-        return Found({"train": list(cases.values())}, official=1000, notes=[note])
+        return Found({"all": list(cases.values())}, official=1000, notes=[note])
     splits: dict[str, list[Case]] = {
         split: [cases.pop(name) for name in files.read_list(path) if name in cases]
         for split, path in lists.items()

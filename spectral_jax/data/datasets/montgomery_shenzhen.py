@@ -40,7 +40,7 @@ def read(root: Path, site: str = "both") -> Found:
         else:
             raise DataError(f"{image}: there is no mask for {case!r}")
     notes = [f"{unmarked} pictures of Shenzhen have no mask: they are left out"]
-    return Found({"train": cases}, OFFICIAL[site], notes if unmarked else [])
+    return Found({"all": cases}, OFFICIAL[site], notes if unmarked else [])
 
 
 def _load(image_path: Path, mask_paths: list[Path]) -> Loaded:

@@ -23,19 +23,21 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
     Returns:
       The splits, without empty ones, and notes for the user.
     """
+    unsplit = found.splits.get("all", ())
     splits = {name: list(found.splits.get(name, ())) for name in SPLITS}
     notes = []
     anew = resplit or not splits["test"]
     if anew:
-        pool = [case for split in splits.values() for case in split]
+        pool = [*unsplit, *(case for split in splits.values() for case in split)]
         splits["train"], splits["test"] = hold_out(pool, TEST_SHARE)
         if not splits["test"]:
             raise DataError(
                 f"{pool[0].files[0] if pool else 'no case found'}: there is no test case, and with "
                 "fewer than two patients, videos or pictures none can be held out"
             )
-        why = "as asked" if resplit else "the files of the official test split are not there"
-        notes.append(f"split anew, comparable with nothing published: {why}")
+        if not unsplit:
+            why = "as asked" if resplit else "the files of the published test split are not there"
+            notes.append(f"split anew, so that scores compare with nothing published: {why}")
     if anew or "validation" not in found.splits:
         splits["train"], splits["validation"] = hold_out(splits["train"], validation)
         if splits["validation"]:

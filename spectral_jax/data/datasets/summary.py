@@ -173,23 +173,45 @@ def contact_sheet(folder: Path, statistics: Statistics) -> Image.Image:
         for column, (name, record) in enumerate(choices[index] for index in chosen):
             image, labels = splits[name].slice(record)
             left = SHEET_MARGIN + column * step
-            sheet.paste(_overlay(image, labels, info.colors), (left, top + SHEET_HEAD))
+            sheet.paste(_overlay(image, labels, row, info.colors), (left, top + SHEET_HEAD))
             caption = f"{splits[name].case_name(record)} ({name})"
             draw.text((left + 2, top + SHEET_HEAD + 2), caption[-34:], "white", stroke_width=1,
                       stroke_fill="black")  # fmt: skip
     return sheet
 
 
-def _overlay(image: np.ndarray, labels: np.ndarray, colors: Sequence[str]) -> Image.Image:
+def _overlay(
+    image: np.ndarray, labels: np.ndarray, number: int, colors: Sequence[str]
+) -> Image.Image:
+    """The whole record, or a window of it where the class would be nothing but outline."""
+    picture, edge = _paint(image, labels, number, colors)
+    if edge.sum() > (resize_label(labels, edge.shape) == number).sum() / 2:
+        rows, columns = np.nonzero(labels == number)
+        middle = rows[len(rows) // 2], columns[len(rows) // 2]
+        corner = [
+            max(0, min(center - SHEET_PIXELS // 2, size - SHEET_PIXELS))
+            for center, size in zip(middle, labels.shape, strict=True)
+        ]
+        window = tuple(slice(start, start + SHEET_PIXELS) for start in corner)
+        picture, _ = _paint(image[window], labels[window], number, colors)
+    return picture
+
+
+def _paint(
+    image: np.ndarray, labels: np.ndarray, number: int, colors: Sequence[str]
+) -> tuple[Image.Image, np.ndarray]:
+    """The picture at the size of the sheet, and where the outline of a class is."""
     scale = SHEET_PIXELS / max(labels.shape)
     size = tuple(max(1, round(scale * length)) for length in labels.shape)
     image, labels = resize_image(image, size), resize_label(labels, size)
-    picture = image.astype(np.float32) * (255 / np.iinfo(image.dtype).max)
-    picture = np.broadcast_to(picture, (*size, 3)).copy()
-    for number in np.unique(labels[labels > 0]):
-        mask = labels == number
-        color = np.array(ImageColor.getrgb(colors[number]), np.float32)
+    pixels = image.astype(np.float32) * (255 / np.iinfo(image.dtype).max)
+    pixels = np.broadcast_to(pixels, (*size, 3)).copy()
+    for other in {number, *np.unique(labels[labels > 0])}:
+        mask = labels == other
         edge = mask & ~ndimage.binary_erosion(mask)
-        picture[mask] = 0.8 * picture[mask] + 0.2 * color
-        picture[edge] = color
-    return Image.fromarray(picture.astype(np.uint8))
+        color = np.array(ImageColor.getrgb(colors[other]), np.float32)
+        pixels[mask] = 0.8 * pixels[mask] + 0.2 * color
+        pixels[edge] = color
+        if other == number:
+            outline = edge
+    return Image.fromarray(pixels.astype(np.uint8)), outline
