@@ -8,7 +8,7 @@ Every failure is a `DataError` that names the file.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile
@@ -17,6 +17,8 @@ import h5py
 import nibabel
 import numpy as np
 from jaxtyping import Num, UInt8
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from PIL import Image
 
 Spacing = tuple[float, float, float]
@@ -36,9 +38,8 @@ def named(path: Path, kind: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (
-        *(OSError, EOFError, SyntaxError, ValueError, KeyError),
-        *(zlib.error, BadZipFile, Image.DecompressionBombError),
-        *(nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError),
+        *(OSError, EOFError, SyntaxError, TypeError, ValueError, KeyError),
+        *(zlib.error, BadZipFile, ImageFileError, HeaderDataError, Image.DecompressionBombError),
     ) as error:
         if isinstance(error, DataError):
             raise
@@ -47,12 +48,13 @@ def named(path: Path, kind: str) -> Iterator[None]:
 
 def read_image(path: Path) -> Num[np.ndarray, "height width channels"]:
     """Returns a picture as uint8 or uint16, with 1 or 3 channels."""
-    with named(path, "picture"), Image.open(path) as image:
-        if image.mode == "1":
-            image = image.convert("L")
-        elif image.mode not in ("L", "RGB") and not image.mode.startswith("I"):
-            image = image.convert("RGB")  # palettes, transparency, CMYK
-        array = np.asarray(image)
+    with named(path, "picture"), Image.open(path) as file:
+        mode = file.mode
+        if mode == "1":
+            mode = "L"
+        elif mode != "L" and not mode.startswith("I"):
+            mode = "RGB"  # palettes, transparency, CMYK
+        array = np.asarray(file.convert(mode))
     if array.dtype == np.int32:  # Pillow opens some 16-bit files as 32-bit
         if array.min() < 0 or array.max() > 65535:
             raise DataError(f"{path}: values beyond 16 bit: {array.min()} ... {array.max()}")
@@ -107,7 +109,8 @@ def read_nifti(
     if volume.ndim != 3:
         raise DataError(f"{path}: expected a volume, got the shape {volume.shape}")
     check_finite(volume, path)
-    return volume.transpose(axes), tuple(float(zooms[axis]) for axis in axes)
+    depth, height, width = (float(zooms[axis]) for axis in axes)
+    return volume.transpose(axes), (depth, height, width)
 
 
 def read_arrays(path: Path, *keys: str) -> tuple[np.ndarray, ...]:
@@ -145,7 +148,7 @@ def as_label(array: np.ndarray, path: Path) -> UInt8[np.ndarray, "..."]:
 
 
 def relabel(
-    label: UInt8[np.ndarray, "..."], numbers: dict[int, int], path: Path
+    label: UInt8[np.ndarray, "..."], numbers: Mapping[int, int], path: Path
 ) -> UInt8[np.ndarray, "..."]:
     """Renumbers classes: `numbers` gives for each old number the new one, 0 for 0."""
     table = np.zeros(256, np.uint8)

@@ -1,9 +1,10 @@
-"""From a data set's raw files to records on disk: one tensorflow-datasets builder for all sets.
+"""From a data set's raw files to records on disk, in one way for all sets.
 
 A data set is described once, as a `Dataset`, whose `read` finds the cases of each split; a case is
-loaded when its turn comes. Threads load, check and encode cases, one each at a time; the builder
-writes their slices as losslessly compressed records (ArrayRecord), and needs no TensorFlow. Beside
-the records lie a summary, the checksums of what was read and a contact sheet.
+loaded when its turn comes. Threads load, check and encode cases, one each at a time, and their
+slices are written at once as losslessly compressed records (ArrayRecord of tensorflow-datasets,
+without TensorFlow): memory holds a few cases, however large the set is. Beside the records lie a
+summary, the checksums of what was read and a contact sheet.
 """
 
 import collections
@@ -17,13 +18,12 @@ import pathlib
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 from tqdm import tqdm
 
 from spectral_jax.data.datasets import splits as splitting
@@ -32,10 +32,12 @@ from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
 from spectral_jax.data.datasets.staging import staging
 from spectral_jax.data.volumes import DataError
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
+RECORDS_PER_SHARD = 1000
 PNG_LEVEL = 3  # of zlib: half a per cent larger than the highest, and several times faster
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def prepare(
@@ -72,6 +74,8 @@ def prepare(
     with staging(data_dir) as temporary:
         if not folder.is_dir():  # another process may have been at it
             found = dataset.read(root, **options)
+            if not any(found.splits.values()):
+                raise DataError(f"{root}: no case found\n{dataset.source}")
             splits, notes = splitting.decide(found, validation, resplit)
             found = found._replace(splits=splits, notes=(*found.notes, *notes))
             dataset = dataclasses.replace(dataset, **found.details)
@@ -145,93 +149,78 @@ def _write(
     """Writes records and what lies beside them, and returns their folder."""
     for remark in summary.remarks(found):
         logging.getLogger(__name__).warning("%s: %s", dataset.name, remark)
-    tfds.disable_progress_bar()  # ours counts cases
-    count = sum(map(len, found.splits.values()))
-    with tqdm(total=count, desc=dataset.name, unit="case", disable=None) as bar:
-        builder = _builder_class(dataset, found, name, bar)(
-            data_dir=data_dir, config=name, file_format="array_record"
-        )
-        builder.download_and_prepare(
-            download_dir=data_dir / "downloads",
-            download_config=tfds.download.DownloadConfig(compute_stats="skip"),
-        )
-    folder = pathlib.Path(builder.data_dir)
-    summary.write(folder, dataset, found, builder.statistics, root, options)
-    return folder
-
-
-def _builder_class(dataset: Dataset, found: Found, config: str, bar: tqdm):
-    """A tensorflow-datasets builder of these cases, named after the data set."""
+    folder = data_dir / dataset.name / name / VERSION
+    folder.mkdir(parents=True)
     first = next(case for split in found.splits.values() for case in split).load()
     channels = dataset.channels or first.image.shape[-1]
     dtype = first.image.dtype
-    classes = dataset.classes or ()
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(VERSION)
-        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config, version=VERSION),)
-        pkg_dir_path = epath.Path(__file__).parent
-
-        def __init__(self, **arguments):
-            super().__init__(**arguments)
-            self.statistics: summary.Statistics = {split: [] for split in found.splits}
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=dataset.description,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(
-                            shape=(None, None, channels), dtype=dtype, encoding_format="png"
-                        ),
-                        "label": tfds.features.Image(
-                            shape=(None, None, 1), dtype=np.uint8, encoding_format="png"
-                        ),
-                        "case": tfds.features.Text(),
-                        "slice": np.int32,
-                        # depth, height, width; NaN where unknown
-                        "spacing_mm": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-                    }
-                ),
-                license=dataset.licence,
-                disable_shuffling=True,
-                metadata=tfds.core.MetadataDict(
-                    classes=list(classes),
-                    colors=list(dataset.colors),
-                    modality=dataset.modality,
-                    channels=channels,
-                    intensity=dataset.intensity,
-                ),
-            )
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in found.splits}
-
-        def _generate_examples(self, split):
-            tile = found.tile if split == "train" else 0
+    # one record after the other: other writers of tensorflow-datasets gather a whole split first
+    writer = tfds.core.SequentialWriter(
+        _dataset_info(dataset, channels, dtype, name, folder),
+        max_examples_per_shard=RECORDS_PER_SHARD,
+        file_format="array_record",
+    )
+    writer.initialize_splits(list(found.splits))
+    statistics: summary.Statistics = {split: [] for split in found.splits}
+    count = sum(map(len, found.splits.values()))
+    with tqdm(total=count, desc=dataset.name, unit="case", disable=None) as bar:
+        for split, cases in found.splits.items():
             encode = partial(
-                encode_case, channels=channels, dtype=dtype, classes=classes, tile=tile
+                encode_case,
+                channels=channels,
+                dtype=dtype,
+                classes=dataset.classes or (),
+                tile=found.tile if split == "train" else 0,
             )
-            for case in run_ahead(encode, found.splits[split], available_cores()):
-                self.statistics[split].append(case.statistics)
-                self._keep_instances(case)
-                yield from case.records
+            for case in run_ahead(encode, cases, available_cores()):
+                writer.add_examples({split: case.records})
+                statistics[split].append(case.statistics)
+                if case.instances:
+                    (folder / "instances").mkdir(exist_ok=True)
+                    picture = folder / "instances" / f"{case.statistics.name}.png"
+                    picture.write_bytes(case.instances)
                 bar.update()
+    writer.close_all()
+    summary.write(folder, dataset, found, statistics, root, options)
+    return folder
 
-        def _keep_instances(self, case):
-            if case.instances:
-                folder = pathlib.Path(self.data_dir) / "instances"
-                folder.mkdir(exist_ok=True)
-                (folder / f"{case.statistics.name}.png").write_bytes(case.instances)
 
-        def _log_download_bytes(self):
-            """Says nothing: nothing is downloaded."""
-
-        _log_download_done = _log_download_bytes
-
-    Builder.name = dataset.name
-    return Builder
+def _dataset_info(
+    dataset: Dataset, channels: int, dtype: np.dtype, config: str, folder: pathlib.Path
+) -> tfds.core.DatasetInfo:
+    """What tensorflow-datasets is to know of the records in a folder."""
+    return tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=dataset.name,
+            version=tfds.core.Version(VERSION),
+            data_dir=str(folder),
+            module_name=__name__,
+            config_name=config,
+        ),
+        description=dataset.description,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(
+                    shape=(None, None, channels), dtype=dtype, encoding_format="png"
+                ),
+                "label": tfds.features.Image(
+                    shape=(None, None, 1), dtype=np.uint8, encoding_format="png"
+                ),
+                "case": tfds.features.Text(),
+                "slice": np.int32,
+                # depth, height, width; NaN where unknown
+                "spacing_mm": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+            }
+        ),
+        license=dataset.licence,
+        metadata=tfds.core.MetadataDict(
+            classes=list(dataset.classes or ()),
+            colors=list(dataset.colors),
+            modality=dataset.modality,
+            channels=channels,
+            intensity=dataset.intensity,
+        ),
+    )
 
 
 def available_cores() -> int:
@@ -246,7 +235,7 @@ def run_ahead(
 ) -> Iterator[Result]:
     """Yields `function(item)` in order, while threads work on the next ones, one item each."""
     with ThreadPoolExecutor(threads) as pool:
-        running = collections.deque()
+        running: collections.deque[Future[Result]] = collections.deque()
         try:
             for item in items:
                 running.append(pool.submit(function, item))
@@ -261,9 +250,9 @@ def run_ahead(
 
 @dataclasses.dataclass(frozen=True)
 class EncodedCase:
-    """A case as it is written: its records, by key, the picture of its objects, and its figures."""
+    """A case as it is written: its records, the picture of its objects, and its figures."""
 
-    records: list[tuple[str, dict[str, Any]]]
+    records: list[dict[str, Any]]
     instances: bytes | None
     statistics: summary.CaseStatistics
 
@@ -281,16 +270,13 @@ def encode_case(
         for piece in cut_tiles(image, label, tile)
     ]
     records = [
-        (
-            f"{case.name}/{index:05d}",
-            {
-                "image": encode_png(image),
-                "label": encode_png(label[..., None]),
-                "case": case.name,
-                "slice": index,
-                "spacing_mm": spacing_mm,
-            },
-        )
+        {
+            "image": encode_png(image),
+            "label": encode_png(label[..., None]),
+            "case": case.name,
+            "slice": index,
+            "spacing_mm": spacing_mm,
+        }
         for index, (image, label) in enumerate(slices)
     ]
     instances = None if loaded.instances is None else encode_png(loaded.instances[..., None])
@@ -318,10 +304,8 @@ def check_case(
             "uint8 or uint16, the same for all"
         )
     for index in np.flatnonzero(label.max((1, 2)) >= len(classes))[:1]:
-        # a file for each slice: images, then labels
-        path = (
-            case.files[len(label) + index] if len(case.files) == 2 * len(label) else case.files[-1]
-        )
+        by_slice = len(case.files) in (len(label), 2 * len(label))
+        path = case.files[-len(label) :][index] if by_slice else case.files[-1]
         raise DataError(
             f"{path}: the mask holds the value {label[index].max()}, but there are {len(classes)} "
             f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(classes))}"
@@ -348,7 +332,8 @@ def encode_png(array: np.ndarray) -> bytes:
     Unlike Pillow's encoder, zlib lets other threads run.
     """
     height, width, channels = array.shape
-    rows = array.astype(array.dtype.newbyteorder(">")).reshape(height, -1).view(np.uint8)
+    big_endian = np.ascontiguousarray(array, array.dtype.newbyteorder(">"))
+    rows = big_endian.reshape(height, -1).view(np.uint8)
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = 2  # the filter "up"
     filtered[0, 1:] = rows[0]
@@ -357,7 +342,7 @@ def encode_png(array: np.ndarray) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8 * array.dtype.itemsize, color, 0, 0, 0)
     chunks = (
         (b"IHDR", header),
-        (b"IDAT", zlib.compress(filtered, PNG_LEVEL)),
+        (b"IDAT", zlib.compress(filtered.data, PNG_LEVEL)),
         (b"IEND", b""),
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(

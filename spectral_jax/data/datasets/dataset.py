@@ -60,8 +60,8 @@ class Found(NamedTuple):
     """What a reader finds in a folder.
 
     Attributes:
-      splits: cases of "train", "validation" and "test", or "all" if there is no published split. Some
-        may be missing. Where "validation" is, a part of "train" takes its place; an empty list says
+      splits: cases of "train", "validation" and "test", or "all" where no split is published. Some
+        may be missing. In the place of "validation" comes a part of "train"; an empty list says
         that none is wanted.
       official: how many cases the complete set has in this layout; None if that is not known.
       notes: what a user should know of this folder.
@@ -129,8 +129,8 @@ class Dataset:
     @property
     def colors(self) -> tuple[str, ...]:
         """A colour for each class."""
-        foreground = len(self.classes or ()) - 1
-        return (BACKGROUND_COLOR, *itertools.islice(itertools.cycle(COLORS), max(foreground, 0)))
+        palette = itertools.chain([BACKGROUND_COLOR], itertools.cycle(COLORS))
+        return tuple(itertools.islice(palette, len(self.classes or ())))
 
     def partner(self, name: str) -> Partner:
         """The partner of that name; for any other set, classes of the same name are the same."""

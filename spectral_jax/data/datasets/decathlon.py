@@ -38,11 +38,10 @@ def read(root: Path, channel: int | str = 0, intensity: str = "") -> Found:
         listed = [(root / entry["image"], root / entry["label"]) for entry in task["training"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{description}: not as the Decathlon writes it: {error!r}") from error
-    if channel in modalities:
-        channel = modalities.index(channel)
-    if channel not in range(len(modalities)):
+    number = modalities.index(channel) if channel in modalities else channel
+    if not isinstance(number, int) or not 0 <= number < len(modalities):
         raise DataError(f"{description}: no channel {channel!r} among {modalities}")
-    modality = modalities[channel]
+    modality = modalities[number]
     rule = intensity or ("ct_window" if modality == "CT" else "mri_percentile")
     if rule not in INTENSITIES:
         raise DataError(f"intensity={rule!r}: expected one of {', '.join(INTENSITIES)}")
@@ -53,7 +52,7 @@ def read(root: Path, channel: int | str = 0, intensity: str = "") -> Found:
                 if not path.is_file():
                     raise DataError(f"{path}: no such file, but {description.name} lists it")
             name = image.name.partition(".")[0]
-            cases.append(files.nifti_case(name, image, label, intensity=rule, channel=channel))
+            cases.append(files.nifti_case(name, image, label, intensity=rule, channel=number))
     details = {
         "classes": ("background", *labels[1:]),
         "modality": f"{modality} ({task.get('name', root.name)})",

@@ -82,7 +82,8 @@ def picture_case(
 
 
 def _load_pictures(pairs: Sequence[Pair], read_mask: ReadMask) -> Loaded:
-    images, masks = [], []
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     for image_path, mask_path in pairs:
         image, mask = volumes.read_image(image_path), read_mask(mask_path)
         check_size(image[..., 0], image_path, mask, mask_path)
@@ -102,7 +103,8 @@ def array_case(name: str, *files: Path, group: str = "") -> Case:
 
 
 def _load_arrays(files: Sequence[Path]) -> Loaded:
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     for path in files:
         image, label = volumes.read_arrays(path, "image", "label")
         check_size(image, path, label, path)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from spectral_jax.data.datasets.dataset import Dataset, Found
+from spectral_jax.data.datasets.dataset import Case, Dataset, Found
 from spectral_jax.data.datasets.files import Pair, picture_case
 from spectral_jax.data.volumes import DataError, read_mask
 
@@ -86,7 +86,7 @@ def read(
             f"case_pattern {case_pattern!r} must name two groups: (?P<case>...) and (?P<slice>...)"
         )
 
-    splits = {"validation": []}  # none is taken from the training part
+    splits: dict[str, list[Case]] = {"validation": []}  # none is taken from the training part
     for split, folders in SPLIT_FOLDERS.items():
         folder = next((root / name for name in folders if (root / name).is_dir()), None)
         if folder is None:

@@ -24,11 +24,12 @@ def read(root: Path) -> Found:
         note = "train.txt and val.txt, the owners' split, are not there"
         return Found({"all": list(cases.values())}, official=1000, notes=[note])
     splits: dict[str, list[Case]] = {
-        split: [cases.pop(name) for name in files.read_list(path) if name in cases]
+        split: [cases[name] for name in files.read_list(path) if name in cases]
         for split, path in lists.items()
     }
-    if cases:
-        image = next(iter(cases.values())).files[0]
+    listed = {case.name for split in splits.values() for case in split}
+    if unlisted := cases.keys() - listed:
+        image = cases[min(unlisted)].files[0]
         raise DataError(f"{image}: neither in {lists['train'].name} nor in {lists['test'].name}")
     return Found(splits, official=1000)
 

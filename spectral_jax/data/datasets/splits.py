@@ -22,7 +22,12 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
 
     Returns:
       The splits, without empty ones, and notes for the user.
+
+    Raises:
+      DataError: if a case is there twice, a group is in two splits, or there is too little.
     """
+    if not 0 <= validation < 1:
+        raise DataError(f"validation={validation}: expected a share, from 0 up and below 1")
     unsplit = found.splits.get("all", ())
     splits = {name: list(found.splits.get(name, ())) for name in SPLITS}
     notes = []
@@ -32,8 +37,8 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
         splits["train"], splits["test"] = hold_out(pool, TEST_SHARE)
         if not splits["test"]:
             raise DataError(
-                f"{pool[0].files[0] if pool else 'no case found'}: there is no test case, and with "
-                "fewer than two patients, videos or pictures none can be held out"
+                f"{pool[0].files[0]}: the only patient, video or picture; at least two are needed, "
+                "to train on one and test on the other"
             )
         if not unsplit:
             why = "as asked" if resplit else "the files of the published test split are not there"
@@ -54,7 +59,8 @@ def hold_out(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case
     At least one group is held out if there are two, unless `share` is 0.
     """
     groups = sorted({case.group for case in cases}, key=_draw)
-    count = max(1, round(share * len(groups))) if share and len(groups) > 1 else 0
+    wanted = max(1, round(share * len(groups))) if share else 0
+    count = min(wanted, len(groups) - 1)
     held = set(groups[:count])
     kept = [case for case in cases if case.group not in held]
     return kept, [case for case in cases if case.group in held]

@@ -27,9 +27,9 @@ def staging(parent: Path) -> Iterator[Path]:
             with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as folder:
                 yield Path(folder)
     except BaseException:
-        for folder in made:
+        for path in made:
             with contextlib.suppress(OSError):  # not empty: another process uses it
-                folder.rmdir()
+                path.rmdir()
         raise
 
 

@@ -109,7 +109,7 @@ def write(
         },
     }
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-    contact_sheet(folder, statistics).save(folder / SHEET_FILE)
+    contact_sheet(folder, statistics).save(folder / SHEET_FILE, compress_level=1)
 
 
 def _checksum_lines(statistics: Statistics, root: Path | None) -> list[str]:
@@ -185,7 +185,7 @@ def _overlay(
 ) -> Image.Image:
     """The whole record, or a window of it where the class would be nothing but outline."""
     picture, edge = _paint(image, labels, number, colors)
-    if edge.sum() > (resize_label(labels, edge.shape) == number).sum() / 2:
+    if edge.sum() > (resize_label(labels, edge.shape) == number).sum() / 3:
         rows, columns = np.nonzero(labels == number)
         middle = rows[len(rows) // 2], columns[len(rows) // 2]
         corner = [

@@ -1,0 +1,91 @@
+"""Raw data for tests: links to real samples, and layouts without a sample made of real voxels."""
+
+import re
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+
+TO_BTCV = {1: 1, 2: 2, 3: 3, 4: 4, 15: 5, 5: 6, 6: 7, 52: 8, 63: 9, 64: 10, 7: 11, 8: 12, 9: 13}
+TRANSUNET_FROM_BTCV = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
+
+
+def link(source: Path, target: Path, pattern: str = ".*") -> Path:
+    """A folder with links to some of the files of another."""
+    for path in source.rglob("*"):
+        name = path.relative_to(source).as_posix()
+        if path.is_file() and re.fullmatch(pattern, name):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).symlink_to(path)
+    return target
+
+
+def h5(path: Path, key: str) -> np.ndarray:
+    with h5py.File(path) as file:
+        return file[key][()]
+
+
+def acdc_slices(root: Path, case: str, key: str) -> np.ndarray:
+    volume = root / f"data/{case}.h5"
+    if volume.exists():
+        return h5(volume, key)
+    count = len(list(root.glob(f"data/slices/{case}_*")))
+    paths = [root / f"data/slices/{case}_slice_{k}.h5" for k in range(1, count + 1)]
+    return np.stack([h5(path, key) for path in paths])
+
+
+def write_synapse(shared_data: Path, root: Path, numbers=(5, 6, 1)) -> Path:
+    """`RawData/Training/{img,label}/*.nii.gz`: a real CT, moved up and down for each case."""
+    ct = nibabel.load(shared_data / "TotalSegmentator_CT/example_ct_sm.nii.gz")
+    segmentation = nibabel.load(shared_data / "TotalSegmentator_CT/example_seg.nii.gz")
+    voxels, organs = np.asarray(ct.dataobj), np.asarray(segmentation.dataobj)
+    label = np.zeros_like(organs)
+    for theirs, number in TO_BTCV.items():
+        label[organs == theirs] = number
+    for number in numbers:
+        for kind, volume in (("img", voxels), ("label", label)):
+            path = root / f"RawData/Training/{kind}/{kind}{number:04d}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(np.roll(volume, number, 2), ct.affine), path)
+    return root
+
+
+def write_transunet(source: Path, root: Path) -> Path:
+    """TransUNet's files, from the original ones."""
+    (root / "train_npz").mkdir(parents=True)
+    (root / "test_vol_h5").mkdir()
+    for path in sorted(source.rglob("img*.nii.gz")):
+        number = path.name[3:7]
+        image = (np.clip(nibabel.load(path).get_fdata(), -125, 275) + 125) / 400
+        original = nibabel.load(path.parents[1] / f"label/label{number}.nii.gz").get_fdata()
+        label = np.zeros_like(original)
+        for old, new in TRANSUNET_FROM_BTCV.items():
+            label[original == old] = new
+        image, label = (a.transpose(2, 0, 1).astype(np.float32) for a in (image, label))
+        if number == "0001":
+            with h5py.File(root / f"test_vol_h5/case{number}.npy.h5", "w") as file:
+                file["image"], file["label"] = image, label
+        else:
+            for k in range(len(image)):
+                np.savez(
+                    root / f"train_npz/case{number}_slice{k:03d}.npz",
+                    image=image[k],
+                    label=label[k],
+                )
+    return root
+
+
+def write_acdc(shared_data: Path, root: Path) -> Path:
+    """`patient001/Info.cfg` and NIfTI, from volumes of SSL4MIS."""
+    for patient in ("patient037", "patient078", "patient080"):
+        (root / patient).mkdir(parents=True)
+        (root / patient / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\n")
+        for theirs, ours in (("frame01", "frame01"), ("frame02", "frame12")):
+            for key, suffix in (("image", ""), ("label", "_gt")):
+                volume = acdc_slices(shared_data / "ACDC", f"{patient}_{theirs}", key)
+                if key == "image":
+                    volume = np.rint(900 * volume).astype(np.int16)
+                file = nibabel.Nifti1Image(volume.transpose(2, 1, 0), np.diag((1.5, 1.5, 10, 1)))
+                nibabel.save(file, root / patient / f"{patient}_{ours}{suffix}.nii.gz")
+    return root
