@@ -17,7 +17,11 @@ from spectral_jax.training.loop import train
 
 WORKDIR = flags.define_workdir()
 CONFIG = config_flags.DEFINE_config_file(
-    "config", "experiments/configs/quickstart.py", "File with the configuration.", lock_config=True
+    "config",
+    "experiments/configs/quickstart.py",
+    "File with the configuration.",
+    lock_config=False,
+    accept_new_attributes=True,  # options of readers and models; parse_config knows the rest
 )
 
 

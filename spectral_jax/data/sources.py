@@ -87,7 +87,8 @@ class Split:
         if name not in builder.info.splits:
             raise ValueError(
                 f"data set {builder.name!r} has no split {name!r}; it has "
-                f"{sorted(builder.info.splits)}"
+                f"{sorted(builder.info.splits)}. Its files may be missing; or share all out anew: "
+                "--config.data.options.resplit=True"
             )
         self.name = name
         self.info = DatasetInfo(

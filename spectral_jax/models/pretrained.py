@@ -184,6 +184,8 @@ def _fit(
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     missing, misshapen, known, loaded = [], [], set(), {}
+    expected: Any
+    array: Any
     for key, leaf in flat.items():
         if not re.search(chosen, key):
             continue
@@ -236,7 +238,7 @@ def _position_grid(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | No
         side = math.isqrt(len(tokens))
         if side and side * side == len(tokens):
             grid = tokens.reshape(side, side, -1)
-            return grid if grid.shape == shape else np.asarray(resize_grid(grid, *shape[:2]))
+            return grid if grid.shape == shape else np.asarray(resize_grid(jnp.asarray(grid), *shape[:2]))
     return None
 
 

@@ -215,8 +215,8 @@ class TransUNet(nn.Module):
                 f"decoder_widths={self.decoder_widths}: give five, for the first convolution and "
                 "four blocks"
             )
-        square = isinstance(self.image_size, int)
-        sizes = (self.image_size,) * 2 if square else tuple(self.image_size)
+        size = self.image_size
+        sizes = (size, size) if isinstance(size, int) else tuple(size)
         if len(sizes) != 2 or any(size < PATCH or size % PATCH for size in sizes):
             raise ValueError(
                 f"image_size={self.image_size}: give one number or a height and a width, each "

@@ -165,15 +165,15 @@ def partner_data(config: DataConfig, name: str, root: str = "") -> pathlib.Path:
     """
     if name not in datasets.DATASETS:
         raise ConfigError(f"data set {name!r}: choose one of {sorted(datasets.DATASETS)}")
-    if name == config.name and not root:
-        return prepare_data(config)
     partner = datasets.DATASETS[config.name].partner(name)
+    if name == config.name and not root and not partner.options:
+        return prepare_data(config)
     data_dir = config.data_dir
     if root or not datasets.DATASETS[name].needs_root:
         return datasets.prepare(
             datasets.DATASETS[name], root=root, data_dir=data_dir, **partner.options
         )
-    return datasets.find_prepared(name, data_dir)
+    return datasets.find_prepared(name, data_dir, partner.options)
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:

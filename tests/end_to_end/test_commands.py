@@ -142,7 +142,8 @@ def test_evaluating_again_gives_the_same_scores(finished, run_command):
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
-        ("train", ["--config.optim.learnin_rate=1"], 'Did you mean "learning_rate"'),
+        ("train", ["--config.optim.learnin_rate=1"], "did you mean config.optim.learning_rate"),
+        ("train", ["--config.optin.learning_rate=1"], "Did you mean .optim."),
         ("train", ["--config.optim.name=adam"], "did you mean 'adamw'"),
         ("train", ["--config.optim.learning_rate=fast"], "could not convert string to float"),
         ("train", ["--config.data.name=folder"], "--config.data.root"),

@@ -11,12 +11,11 @@ import collections
 import dataclasses
 import hashlib
 import inspect
+import io
 import json
 import logging
 import os
 import pathlib
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 from tqdm import tqdm
 
 from spectral_jax.data.datasets import splits as splitting
@@ -85,19 +85,27 @@ def prepare(
     return folder
 
 
-def find_prepared(name: str, data_dir: str | pathlib.Path | None) -> pathlib.Path:
-    """The records of a data set that were prepared last.
+def find_prepared(
+    name: str, data_dir: str | pathlib.Path | None, options: Mapping[str, Any]
+) -> pathlib.Path:
+    """The records of a data set that were prepared last with these options, whatever the others.
 
     Raises:
       DataError: if there are none.
     """
     data_dir = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    folders = sorted((data_dir / name).glob(f"*/{VERSION}"), key=lambda path: path.stat().st_mtime)
+    folders = [
+        folder
+        for folder in (data_dir / name).glob(f"*/{VERSION}")
+        if options.items() <= summary.read_options(folder).items()
+    ]
     if not folders:
+        chosen = "".join(f" --option={key}={value}" for key, value in options.items())
         raise DataError(
             f"{data_dir / name}: data set {name!r} is not prepared; run python -m "
-            f"experiments.prepare --dataset={name} --raw_dir=FOLDER --data_dir={data_dir}"
+            f"experiments.prepare --dataset={name} --raw_dir=FOLDER --data_dir={data_dir}{chosen}"
         )
+    folders.sort(key=lambda folder: folder.stat().st_mtime)
     return folders[-1]
 
 
@@ -327,25 +335,8 @@ def cut_tiles(
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """A PNG of `[height, width, 1 or 3]`, 8 or 16 bit, each row stored as its change from the last.
-
-    Unlike Pillow's encoder, zlib lets other threads run.
-    """
-    height, width, channels = array.shape
-    big_endian = np.ascontiguousarray(array, array.dtype.newbyteorder(">"))
-    rows = big_endian.reshape(height, -1).view(np.uint8)
-    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    filtered[:, 0] = 2  # the filter "up"
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    color = {1: 0, 3: 2}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 8 * array.dtype.itemsize, color, 0, 0, 0)
-    chunks = (
-        (b"IHDR", header),
-        (b"IDAT", zlib.compress(filtered.data, PNG_LEVEL)),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    """A PNG of `[height, width, 1 or 3]`, uint8, or with one channel uint16."""
+    file = io.BytesIO()
+    picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    picture.save(file, "PNG", compress_level=PNG_LEVEL)
+    return file.getvalue()

@@ -112,6 +112,12 @@ def write(
     contact_sheet(folder, statistics).save(folder / SHEET_FILE, compress_level=1)
 
 
+def read_options(folder: Path) -> dict[str, Any]:
+    """The options that records were prepared with, as far as JSON keeps their types."""
+    options = json.loads((folder / SUMMARY_FILE).read_text())["options"]
+    return {key: value for key, value in options.items() if not isinstance(value, list | dict)}
+
+
 def _checksum_lines(statistics: Statistics, root: Path | None) -> list[str]:
     """As `sha256sum --check` reads them in the folder of raw files."""
     checksums: dict[Path, str] = {}
