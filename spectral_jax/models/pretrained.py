@@ -238,7 +238,9 @@ def _position_grid(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | No
         side = math.isqrt(len(tokens))
         if side and side * side == len(tokens):
             grid = tokens.reshape(side, side, -1)
-            return grid if grid.shape == shape else np.asarray(resize_grid(jnp.asarray(grid), *shape[:2]))
+            if grid.shape == shape:
+                return grid
+            return np.asarray(resize_grid(jnp.asarray(grid), *shape[:2]))
     return None
 
 
