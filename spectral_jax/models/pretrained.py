@@ -184,8 +184,8 @@ def _fit(
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     missing, misshapen, known, loaded = [], [], set(), {}
-    expected: Any
-    array: Any
+    expected: object
+    array: np.ndarray | None
     for key, leaf in flat.items():
         if not re.search(chosen, key):
             continue

@@ -94,7 +94,8 @@ class TransUNet(nn.Module):
       dropout_rate: of the embedding and the dense layers; training needs a "dropout" key.
       dtype: of the computation; parameters and logits are float32 all the same. For float64,
         cast the variables too; the logits are float64 then.
-      remat: recompute ResNet blocks and encoder layers in the backward pass, to save memory.
+      remat: recompute ResNet blocks and encoder layers in the backward pass, to save memory (not
+        on CPU, where XLA merges both computations again).
     """
 
     num_classes: int
