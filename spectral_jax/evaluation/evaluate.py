@@ -88,7 +88,7 @@ class MatchedCases:
     def __init__(self, trained: TrainedModel, split: Split):
         """Matches classes by name, or as the data set's entry for its partner says."""
         ours, theirs = trained.data, split.info
-        partner = DATASETS[ours.name].partner(theirs.name)
+        partner = DATASETS[ours.name].partner(theirs.name, ours.classes)
         self._table, names = label_map(partner, theirs.classes, ours.classes)
         self.scored = [ours.classes.index(name) for name in names]
         self._kept = np.zeros(len(ours.classes), np.uint8)

@@ -132,9 +132,12 @@ class Dataset:
         palette = itertools.chain([BACKGROUND_COLOR], itertools.cycle(COLORS))
         return tuple(itertools.islice(palette, len(self.classes or ())))
 
-    def partner(self, name: str) -> Partner:
-        """The partner of that name; for any other set, classes of the same name are the same."""
-        same = {label: label for label in (self.classes or ())[1:]}
+    def partner(self, name: str, classes: Sequence[str] = ()) -> Partner:
+        """The partner of that name; for any other set, classes of the same name are the same.
+
+        `classes` are those trained on, where the files told them.
+        """
+        same = {label: label for label in (classes or self.classes or ())[1:]}
         unknown = Partner(name, same, "not known")
         return next((partner for partner in self.partners if partner.name == name), unknown)
 
