@@ -54,4 +54,4 @@ def test_volumes_train_in_patches_and_are_scored_whole(shared_data, tmp_path):
     values.data.patch_size = (16, 16, 16)
     values.model.options.widths = (4, 8)
     result = two_steps(values, tmp_path / "run")
-    assert [row["class"] for row in result["cases"]] == ["anterior", "posterior"]
+    assert [row["class"] for row in result["cases"]] == ["Anterior", "Posterior"]
