@@ -56,16 +56,18 @@ class Checkpoints:
         """Step of the checkpoint with the highest validation Dice; without any, the newest."""
         return self._manager.best_step() or self.last_step
 
-    def restore(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+    def restore(self, step: int, like: TrainState, layout: TrainState) -> TrainState:
         """Reads a checkpoint.
 
         Args:
           step: of the checkpoint.
           like: a state, or shapes and types of one, with the same structure.
-          sharding: where the arrays go.
+          layout: its shardings: where the arrays go, wherever they were when it was written.
         """
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            like,
+            layout,
         )
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
