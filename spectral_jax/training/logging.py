@@ -31,8 +31,12 @@ class RunLog:
             replacement.write_text("".join(kept))
             replacement.rename(self._path)
         self._file = self._path.open("a")
+        # its queue has no end, for a full one waits for a thread that a full disk has ended
         self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step, write_to_disk=self._writes
+            str(workdir / "tensorboard"),
+            purge_step=first_step,
+            max_queue=0,
+            write_to_disk=self._writes,
         )
         self._total_steps = total_steps
         self._bar = tqdm(

@@ -48,6 +48,7 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
       ConfigError: for a configuration that does not fit the folder or the devices.
       DataError: for raw data that cannot be used.
       NonFiniteError: if the loss or the gradient is not finite.
+      CheckpointError: for a checkpoint that cannot be written, or none that can be read.
       Preempted: after SIGTERM.
     """
     mesh = sharding.make_mesh(config.mesh)
@@ -67,10 +68,10 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
     validator = Validator(config, model, folder, layout)
 
     with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
-        if checkpoints.last_step == total_steps:
-            return False
         state = initial_state(config, make_state, layout, checkpoints)
         first_step = int(state.step)
+        if first_step == total_steps:
+            return False
         batches = pipeline.training_batches(
             examples,
             batch_size=config.train.batch_size,
@@ -145,9 +146,9 @@ def initial_state(
 ) -> TrainState:
     """The last checkpoint; without one, random or pretrained parameters."""
     key = jax.random.key(config.train.seed)
-    if checkpoints.last_step is not None:
-        like = jax.eval_shape(make_state, key)
-        return checkpoints.restore(checkpoints.last_step, like, layout)
+    restored = checkpoints.restore_last(jax.eval_shape(make_state, key), layout)
+    if restored is not None:
+        return restored
     state = jax.jit(make_state, out_shardings=layout)(key)
     if config.model.pretrained:
         from spectral_jax.models.pretrained import load_pretrained
@@ -200,7 +201,7 @@ class Validator:
         self._examples = make_examples(self._split, config.data)
         self._cut_patch = CutPatch(config.data.patch_size) if config.data.patch_size else None
         self._batch_size = config.train.batch_size
-        self._mesh = layout.step.mesh
+        self._mesh = sharding.mesh_of(layout)
         self._count_step = make_count_step(model, layout)
 
     @property

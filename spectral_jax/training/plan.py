@@ -65,7 +65,7 @@ def make_plan(config: Config, classes: int, channels: int) -> Plan:
         "image": jax.ShapeDtypeStruct((*shape, channels), jnp.uint8, sharding=split),
         "label": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split),
     }
-    compiled = step.lower(state, batch).compile()
+    compiled: Any = step.lower(state, batch).compile()
     return Plan(
         parameters=sum(array.size for array in jax.tree.leaves(state.params)),
         state_bytes=bytes_per_device(state, layout),

@@ -87,6 +87,11 @@ def split_parameters(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def mesh_of(layout: Any) -> Mesh:
+    """The mesh of a tree of shardings."""
+    return jax.tree.leaves(layout)[0].mesh
+
+
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raises ConfigError unless the devices share each part of the batch evenly."""
     if batch_size % (mesh.size * accumulate):

@@ -19,7 +19,7 @@ from spectral_jax.training.optim import (
     learning_rate_schedule,
     spectral_weight_schedule,
 )
-from spectral_jax.training.sharding import AXES, replicated, split_batch
+from spectral_jax.training.sharding import AXES, mesh_of, replicated, split_batch
 from spectral_jax.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -28,15 +28,15 @@ Metrics = dict[str, Float[Array, ""]]
 
 def make_train_step(
     model: nn.Module, config: Config, total_steps: int, layout: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Returns the jitted update; `layout` holds the shardings of the state.
 
-    The update takes the state, whose memory it reuses, and a batch of `image` `[batch, size, size,
-    channels]` (integer, or in [0, 1]) and `label` `[batch, size, size]`, split over the mesh; and
-    returns the next state and the loss, its terms, the gradient's norm, the learning rate and the
-    spectral weight.
+    It is from `(TrainState, Batch)` to `(TrainState, Metrics)`: from the state, whose memory it
+    reuses, and a batch of `image` `[batch, size, size, channels]` (integer, or in [0, 1]) and
+    `label` `[batch, size, size]`, split over the mesh, to the next state and the loss, its terms, the
+    gradient's norm, the learning rate and the spectral weight.
     """
-    mesh = layout.step.mesh
+    mesh = mesh_of(layout)
     parts = config.train.accumulate
     optimizer = build_optimizer(config.optim, total_steps)
     learning_rate = learning_rate_schedule(config.optim, total_steps)
@@ -165,7 +165,7 @@ def make_count_step(
     pixels in both prediction and truth, in the truth, in the prediction: `metrics.overlap.Counts`.
     """
 
-    mesh = layout.step.mesh
+    mesh = mesh_of(layout)
 
     def count_step(variables, batch):
         variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
