@@ -33,8 +33,8 @@ def make_train_step(
 
     It is from `(TrainState, Batch)` to `(TrainState, Metrics)`: from the state, whose memory it
     reuses, and a batch of `image` `[batch, size, size, channels]` (integer, or in [0, 1]) and
-    `label` `[batch, size, size]`, split over the mesh, to the next state and the loss, its terms, the
-    gradient's norm, the learning rate and the spectral weight.
+    `label` `[batch, size, size]`, split over the mesh, to the next state and the loss, its terms,
+    the gradient's norm, the learning rate and the spectral weight.
     """
     mesh = mesh_of(layout)
     parts = config.train.accumulate
