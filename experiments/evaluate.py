@@ -16,7 +16,7 @@ from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import evaluate
 from spectral_jax.metrics import METRICS
 from spectral_jax.reporting.report import write_report
-from spectral_jax.training import run
+from spectral_jax.training import distributed, run
 
 
 def evaluate_split(
@@ -44,17 +44,22 @@ def print_scores(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    JOIN()
     workdir = flags.path(WORKDIR)
     config = run.read_config(workdir).data
     for item in ON.value or [config.name]:
         name, _, root = item.partition("=")
         data = run.partner_data(config, name, root)
-        print_scores(evaluate_split(workdir, data, SPLIT.value, CHECKPOINT.value))
-    print(f"report: {write_report(workdir)}")
+        result = evaluate_split(workdir, data, SPLIT.value, CHECKPOINT.value)
+        if distributed.is_first():
+            print_scores(result)
+    if distributed.is_first():
+        print(f"report: {write_report(workdir)}")
 
 
 if __name__ == "__main__":
     WORKDIR = flags.define_workdir()
+    JOIN = flags.define_processes()
     ON = absl_flags.DEFINE_list(
         "on",
         [],

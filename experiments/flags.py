@@ -4,22 +4,36 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 
+from spectral_jax.training import distributed
 from spectral_jax.training.config import ConfigError
 from spectral_jax.training.loop import NonFiniteError, Preempted
 
 # errors that are the user's to mend; anything else is ours and shows its traceback
 USER_ERRORS = (ConfigError, ValueError, OSError, NonFiniteError)
 EXIT_USER_ERROR = 2
+EXIT_LOST_PROCESS = 3
 EXIT_PREEMPTED = 143  # 128 + SIGTERM, as a program that does not catch it
 
 
 def define_workdir() -> flags.FlagHolder[str]:
     """The flag --workdir, required."""
     return flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+
+def define_processes() -> Callable[[], None]:
+    """Flags of a run of several processes; returns the function that joins them."""
+    address = flags.DEFINE_string(
+        "coordinator_address", "", "host:port of process 0. Not needed on TPU, Slurm or Open MPI."
+    )
+    count = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
+    index = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
+    timeout = flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other.")
+    return lambda: distributed.start(address.value, count.value, index.value, timeout.value)
 
 
 def path(flag: flags.FlagHolder[str]) -> pathlib.Path:
@@ -38,15 +52,32 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except Preempted as stop:
-            print(stop, file=sys.stderr)
-            sys.exit(EXIT_PREEMPTED)
+            _leave(str(stop), EXIT_PREEMPTED)
         except USER_ERRORS as error:
             if logging.level_debug():
                 raise
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            sys.exit(EXIT_USER_ERROR)
+            _leave(f"{type(error).__name__}: {error}", EXIT_USER_ERROR)
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            _leave(
+                f"process {jax.process_index()}: lost touch with another process, whose own output "
+                "says why it ended; the same command goes on from the last checkpoint\n"
+                f"({str(error).splitlines()[0][:300]})",
+                EXIT_LOST_PROCESS,
+            )
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    if code != EXIT_PREEMPTED and distributed.is_started():
+        # JAX would wait for the others, who wait for this process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -15,9 +15,9 @@ import pytest
 from experiments.configs import tiny
 from spectral_jax.data.sources import Split, TrainingSlices
 from spectral_jax.evaluation.predict import Predictor
-from spectral_jax.training import loop, run, sharding
+from spectral_jax.training import distributed, run, sharding
 from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import ConfigError, parse_config
+from spectral_jax.training.config import ConfigError, MeshConfig, parse_config
 from spectral_jax.training.loop import NonFiniteError, Preempted, train
 from spectral_jax.training.step import make_count_step, make_train_step
 
@@ -47,8 +47,8 @@ def last_state(workdir, config):
     make_state = run.state_maker(config, model, 1, total_steps=1)
     with Checkpoints(workdir) as checkpoints:
         like = jax.eval_shape(make_state, jax.random.key(0))
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpoints.restore(checkpoints.last_step, like, device)
+        layout = run.state_layout(make_state, sharding.make_mesh(config.mesh))
+        return checkpoints.restore(checkpoints.last_step, like, layout)
 
 
 def assert_equal_states(ours, theirs):
@@ -65,11 +65,12 @@ def one_batch(mni152):
 @pytest.mark.parametrize("spectral", ["paper", "midband", "none", "matthews"])
 def test_the_loss_of_one_batch_falls(config, one_batch, spectral):
     config = changed(config, "objective", spectral=spectral, ramp=0.0)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config.mesh)
     model = run.make_model(config, 3)
-    step = make_train_step(model, config, total_steps=40, mesh=mesh)
     make_state = run.state_maker(config, model, 1, total_steps=40)
-    state = jax.jit(make_state, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
+    layout = run.state_layout(make_state, mesh)
+    step = make_train_step(model, config, 40, layout)
+    state = jax.jit(make_state, out_shardings=layout)(jax.random.key(0))
     batch = sharding.place_batch(one_batch, mesh)
     losses = []
     for _ in range(40):
@@ -78,21 +79,6 @@ def test_the_loss_of_one_batch_falls(config, one_batch, spectral):
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert ("spectral" in metrics) == (spectral != "none")
     assert int(state.step) == 40
-
-
-@pytest.mark.parametrize("spectral", ["paper", "midband"])
-def test_the_step_gathers_no_batch(config, one_batch, spectral):
-    config = changed(config, "objective", spectral=spectral)
-    mesh = sharding.make_mesh()
-    assert mesh.size == 8
-    model = run.make_model(config, 3)
-    step = make_train_step(model, config, total_steps=40, mesh=mesh)
-    make_state = run.state_maker(config, model, 1, total_steps=40)
-    state = jax.eval_shape(make_state, jax.random.key(0))
-    batch = sharding.place_batch(one_batch, mesh)
-    compiled = step.lower(state, batch).compile().as_text()
-    for collective in ("all-gather", "all-to-all"):
-        assert collective not in compiled
 
 
 def test_a_run_writes_what_it_should_and_a_finished_one_is_left_alone(config, tmp_path):
@@ -129,8 +115,10 @@ def test_validation_dice_is_that_of_the_count_step(config, mni152, tmp_path):
     ]  # fmt: skip
     assert logged["dice"] == pytest.approx(np.mean(dice), abs=1e-6)
     batch = {"image": images, "label": labels}
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    overlap, true, marked = make_count_step(trained.model, mesh)(trained.variables, batch)
+    make_state = run.state_maker(config, trained.model, 1, total_steps=1)
+    one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
+    count_step = make_count_step(trained.model, run.state_layout(make_state, one_device))
+    overlap, true, marked = count_step(trained.variables, batch)
     np.testing.assert_array_equal(true.sum(-1), 32 * 32)
     np.testing.assert_array_equal(marked.sum(-1), 32 * 32)
     assert bool(jnp.all(overlap <= jnp.minimum(true, marked)))
@@ -213,6 +201,6 @@ def test_ema_follows_the_parameters_and_is_what_is_evaluated(config, tmp_path):
 
 def test_the_stop_signal_is_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with loop.StopSignal():
+    with distributed.StopSignal(sharding.make_mesh(MeshConfig())):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before

@@ -80,10 +80,11 @@ def augment(
         centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
         grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
         offset = grid - centre[:, None, None]
-        source = list(
-            jnp.einsum("ij,jhw->ihw", matrix, offset, precision="highest")
-            + (centre + moved)[:, None, None]
-        )
+        # spelt out, as sums that a library orders by shape differ in the last bit between devices
+        source = [
+            row[0] * offset[0] + row[1] * offset[1] + start
+            for row, start in zip(matrix, centre + moved, strict=True)
+        ]
         image = look_up(image, source, order=1)
         label = look_up(label[..., None], source, order=0)[..., 0]
         return change_intensity(intensity, image), label
@@ -96,7 +97,8 @@ def augment(
     def change_intensity(key, image):
         key, noise_key = jax.random.split(key)
         draws = jax.random.uniform(key, (4,), minval=-1)
-        mean = jnp.mean(image)
+        # of 8-bit levels: a sum of integers is the same in any order, so on any number of devices
+        mean = jnp.sum(jnp.round(255 * image).astype(int)) / (255 * image.size)
         image = mean + (1 + contrast * draws[0]) * (image - mean) + brightness * draws[1]
         image = jnp.clip(image, 0, 1) ** jnp.exp(gamma * draws[2])
         if noise:

@@ -20,9 +20,10 @@ def training_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's share of each global batch, for ever, from `first_step` on.
 
-    The global batch of a step is a function of `seed` and the step alone: processes take turns in
-    one shuffled order, so any number of them makes the same batches, and a run resumes from its
-    step number. Each epoch has an order of its own; a batch may span two.
+    The global batch of a step, and the order in it, are functions of `seed` and the step alone:
+    processes take turns in one shuffled order, a block each, so any number of them makes the same
+    batches, and a run resumes from its step number. Each epoch has an order of its own; a batch may
+    span two.
 
     Args:
       examples: what to draw from.
@@ -43,8 +44,8 @@ def training_batches(
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
     if cut_patch is not None:
         dataset = dataset.random_map(cut_patch)
-    dataset = dataset[process_index::process_count]
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    dataset = dataset[process_index::process_count]
     iterator = iter(
         dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )

@@ -4,10 +4,13 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from spectral_jax.data.volumes import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Split:
                 "--config.data.options.resplit=True"
             )
         self.name = name
+        self._folder = folder
         self.info = DatasetInfo(
             name=builder.name,
             modality=builder.info.metadata["modality"],
@@ -103,7 +107,8 @@ class Split:
         self._records = builder.as_data_source(name, decoders=skip)
         index: dict[str, dict[int, int]] = {}
         self._case_of_record: list[str] = []
-        for position, record in enumerate(self._records):
+        for position in range(len(self._records)):
+            record = self._read(position)
             case = record["case"].decode()
             index.setdefault(case, {})[int(record["slice"])] = position
             self._case_of_record.append(case)
@@ -123,11 +128,26 @@ class Split:
 
     def slice(self, record: int) -> tuple[np.ndarray, np.ndarray]:
         """Image `[height, width, channels]` and label `[height, width]` of one record."""
-        example = self._records[record]
-        image, label = (
-            np.asarray(Image.open(io.BytesIO(example[key]))) for key in ("image", "label")
-        )
+        example = self._read(record)
+        try:
+            image, label = (
+                np.asarray(Image.open(io.BytesIO(example[key]))) for key in ("image", "label")
+            )
+        except (OSError, SyntaxError, ValueError) as error:
+            raise self._damaged(record, f"case {self.case_name(record)}: {error}") from error
         return image.reshape(*label.shape, self.info.channels), label
+
+    def _read(self, record: int) -> dict[str, Any]:
+        try:
+            return self._records[record]
+        except (RuntimeError, ValueError, OSError, IndexError) as error:
+            raise self._damaged(record, str(error)) from error
+
+    def _damaged(self, record: int, reason: str) -> DataError:
+        return DataError(
+            f"{self._folder}: record {record} of the {self.name} split is damaged ({reason}); "
+            "delete this folder and start again, and the data set is prepared anew"
+        )
 
     def volume(self, case: str) -> Volume:
         """All slices of a case, in order."""

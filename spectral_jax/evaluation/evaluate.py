@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ from spectral_jax.data.datasets import DATASETS, label_map
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics import score_case, summarise
+from spectral_jax.training import distributed
 from spectral_jax.training.run import TrainedModel, write_json
 
 FOLDER = "evaluation"
@@ -35,7 +37,7 @@ def evaluate(
       checkpoint: what the checkpoint is called in the result.
 
     Returns:
-      What is written.
+      What is written; of several processes, by the first, which alone has the examples.
 
     Raises:
       ValueError: if no class of the split is one of the network's, or for colour where the network
@@ -47,16 +49,23 @@ def evaluate(
     predictor = Predictor(trained)
     rows = []
     in_millimetres = True
-    for name in tqdm(split.cases, unit="case", desc=split.name, disable=not sys.stderr.isatty()):
+    # processes take turns; what they found is put together in the order of the cases
+    index, count = jax.process_index(), jax.process_count()
+    quiet = not (distributed.is_first() and sys.stderr.isatty())
+    for name in tqdm(split.cases[index::count], unit="case", desc=split.name, disable=quiet):
         volume = cases.volume(name)
         in_millimetres &= volume.spacing_mm is not None
         scores = _score(volume, cases.restrict(predictor.labels(volume.image)), len(classes))
         for label in cases.scored:
             rows.append({"case": name, "class": classes[label], **scores[label - 1]})
+    parts = distributed.gather({"rows": rows, "in_millimetres": in_millimetres})
+    place = {name: position for position, name in enumerate(split.cases)}
+    rows = sorted((row for part in parts for row in part["rows"]), key=lambda r: place[r["case"]])
+    in_millimetres = all(part["in_millimetres"] for part in parts)
     summary, by_class = summarise(rows)
 
     name = f"{split.info.name}-{split.name}"
-    examples, pictures = _examples(predictor, cases, rows)
+    examples, pictures = _examples(predictor, cases, rows) if distributed.is_first() else ([], {})
     result = {
         "dataset": split.info.name,
         "split": split.name,
@@ -71,10 +80,11 @@ def evaluate(
         "examples": examples,
         "wall_seconds": time.perf_counter() - start,
     }
-    folder = workdir / FOLDER
-    folder.mkdir(exist_ok=True)
-    np.savez_compressed(folder / f"{name}-examples.npz", allow_pickle=False, **pictures)
-    write_json(folder / f"{name}.json", _without_nan(result))
+    if distributed.is_first():
+        folder = workdir / FOLDER
+        folder.mkdir(exist_ok=True)
+        np.savez_compressed(folder / f"{name}-examples.npz", allow_pickle=False, **pictures)
+        write_json(folder / f"{name}.json", _without_nan(result))
     return result
 
 

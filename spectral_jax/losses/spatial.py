@@ -30,9 +30,9 @@ def sum_over_devices(x: Array, axis_name: AxisName) -> Array:
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
-def mean_over_batch(x: Float[Array, "batch *rest"], axis_name: AxisName) -> Float[Array, "*rest"]:
-    """Mean over the first axis and, of equal shards, over the mesh axes `axis_name`."""
-    mean = jnp.mean(x, axis=0)
+def mean_over_devices(x: Array, axis_name: AxisName) -> Float[Array, ""]:
+    """Mean of all of `x` and, of equal shards, over the mesh axes; one number leaves a device."""
+    mean = jnp.mean(x)
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
@@ -154,7 +154,7 @@ def dice_loss(
             sum_over_devices(jnp.sum(x, axis=0), axis_name) for x in (intersection, size)
         )
     losses = 1 - (2 * intersection + smooth) / (size + smooth)
-    return jnp.mean(losses if pooling == "batch" else mean_over_batch(losses, axis_name))
+    return jnp.mean(losses) if pooling == "batch" else mean_over_devices(losses, axis_name)
 
 
 def cross_entropy_loss(
@@ -172,7 +172,7 @@ def cross_entropy_loss(
     """
     logits, targets = prepare(logits, targets, include_background=True)
     losses = optax.losses.softmax_cross_entropy(logits, targets)
-    return jnp.mean(mean_over_batch(losses, axis_name))
+    return mean_over_devices(losses, axis_name)
 
 
 def pearson_loss(

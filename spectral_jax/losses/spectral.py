@@ -31,7 +31,7 @@ from spectral_jax.losses.spatial import (
     Powers,
     centred_powers,
     check_option,
-    mean_over_batch,
+    mean_over_devices,
     mean_over_present,
     prepare,
     present_classes,
@@ -353,4 +353,4 @@ def focal_frequency_loss(
     mirrored = spectrum_weights(shape, None)[0]
     mirrored[(0,) * len(shape)] = 1  # here the mean counts
     weighted = jnp.sum(jnp.asarray(mirrored, p.dtype) * focus * error, axis=axes) / math.prod(shape)
-    return jnp.mean(mean_over_batch(weighted, axis_name))
+    return mean_over_devices(weighted, axis_name)

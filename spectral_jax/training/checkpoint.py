@@ -1,15 +1,23 @@
 """Checkpoints of the training state, with orbax: atomic, asynchronous, the last and the best."""
 
+import contextlib
+import logging
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from spectral_jax.training import distributed
 from spectral_jax.training.state import TrainState
 
 METRIC = "dice"
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written, or not be read."""
 
 
 def _score(metrics: dict[str, float]) -> float:
@@ -25,8 +33,9 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path):
         policy = preservation_policy
+        self._folder = epath.Path(workdir).resolve() / "checkpoints"
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir).resolve() / "checkpoints",
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy.AnyPreservationPolicy(
                     [
@@ -44,7 +53,8 @@ class Checkpoints:
         """Writes the state in the background; `dice` decides which checkpoint is the best."""
         metrics = {} if dice is None else {METRIC: dice}
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+            with self._writing():
+                self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
     @property
     def last_step(self) -> int | None:
@@ -56,25 +66,83 @@ class Checkpoints:
         """Step of the checkpoint with the highest validation Dice; without any, the newest."""
         return self._manager.best_step() or self.last_step
 
-    def restore(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+    def restore(self, step: int, like: TrainState, layout: TrainState) -> TrainState:
         """Reads a checkpoint.
 
         Args:
           step: of the checkpoint.
           like: a state, or shapes and types of one, with the same structure.
-          sharding: where the arrays go.
+          layout: its shardings: where the arrays go, wherever they were when it was written.
         """
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            like,
+            layout,
         )
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except Exception as error:
+            reason = str(error).splitlines()[0][:300]
+            raise CheckpointError(f"{self._folder / str(step)} cannot be read: {reason}") from error
+
+    def restore_last(self, like: TrainState, layout: TrainState) -> TrainState | None:
+        """Reads the newest checkpoint that is whole; None if there is none at all.
+
+        Damaged ones are named and moved to `damaged-checkpoints`.
+
+        Raises:
+          CheckpointError: if there are checkpoints, but none can be read.
+        """
+        damaged: list[int] = []
+        reasons: list[str] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, reason = self.restore(step, like, layout), None
+            except CheckpointError as error:
+                state, reason = None, str(error)
+            found = [other for other in distributed.gather(reason) if other]  # by any process
+            if not found:
+                self._put_aside(damaged)
+                return state
+            damaged.append(step)
+            reasons.append(found[0])
+            logging.getLogger(__name__).warning("%s; trying the one before", found[0])
+        if reasons:
+            raise CheckpointError(
+                "no checkpoint can be read, none was changed:\n" + "\n".join(reasons)
+            )
+        return None
+
+    def _put_aside(self, steps: list[int]) -> None:
+        if steps:
+            aside = self._folder.parent / "damaged-checkpoints"
+            if distributed.is_first():
+                aside.mkdir(exist_ok=True)
+                for step in steps:
+                    (self._folder / str(step)).rename(aside / str(step))
+            distributed.wait_for_all("put damaged checkpoints aside")
+            self._manager.reload()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            kept = "there is none yet" if self.last_step is None else f"step {self.last_step}"
+            raise CheckpointError(
+                f"{self._folder}: a checkpoint could not be written: "
+                f"{str(error).splitlines()[0][:300]}. Last good checkpoint: {kept}. Free space or "
+                "allow writing there; the same command goes on from it"
+            ) from error
 
     def wait(self) -> None:
         """Returns when everything is written."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()
+    def __exit__(self, error, *_):
+        with contextlib.suppress(Exception) if error else self._writing():
+            self._manager.close()

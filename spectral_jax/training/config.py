@@ -180,6 +180,9 @@ class TrainConfig:
       seed: of everything random: parameters, order, augmentation, dropout.
       epochs: passes over the training split; steps are epochs x examples / batch size.
       batch_size: of all devices together.
+      accumulate: parts that the batch goes through the network in, one after the other, to take
+        less memory; the step is that of the whole batch, but for batch normalisation, which sees
+        a part at a time.
       validate_every: epochs between validations.
       save_every_steps: steps between checkpoints, beside those at validations.
       log_every_steps: steps between lines in metrics.jsonl.
@@ -188,6 +191,7 @@ class TrainConfig:
     seed: int = 0
     epochs: float = 150.0
     batch_size: int = 24
+    accumulate: int = 1
     validate_every: float = 5.0
     save_every_steps: int = 500
     log_every_steps: int = 10
@@ -201,6 +205,23 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices there are along each axis; the batch is split over all of them.
+
+    Attributes:
+      data: copies of the parameters; -1 for as many as there are devices for.
+      fsdp: devices that share one copy of the parameters and of the optimiser's state.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+
+    def __post_init__(self):
+        _require(self.data > 0 or self.data == -1, "mesh.data", self.data, "above 0, or -1")
+        _require(self.fsdp > 0, "mesh.fsdp", self.fsdp, "above 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All of it, by section."""
 
@@ -210,6 +231,7 @@ class Config:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
 def default_config() -> ConfigDict:

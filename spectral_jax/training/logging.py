@@ -1,6 +1,7 @@
 """Where a run's numbers go: `metrics.jsonl`, TensorBoard and the terminal."""
 
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -8,15 +9,21 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from spectral_jax.training.distributed import is_first
+
 FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes lines of numbers; after a restart it goes on where the checkpoint stands."""
+    """Writes lines of numbers; after a restart it goes on where the checkpoint stands.
+
+    Of several processes the first one writes; the others are silent.
+    """
 
     def __init__(self, workdir: pathlib.Path, first_step: int, total_steps: int):
-        self._path = workdir / FILE
-        if self._path.exists():
+        self._writes = is_first()
+        self._path = workdir / FILE if self._writes else pathlib.Path(os.devnull)
+        if self._writes and self._path.exists():
             # what came after the checkpoint will come again; the last line may be half-written
             lines = self._path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and _step(line) <= first_step]
@@ -24,14 +31,20 @@ class RunLog:
             replacement.write_text("".join(kept))
             replacement.rename(self._path)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        # its queue has no end, for a full one waits for a thread that a full disk has ended
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"),
+            purge_step=first_step,
+            max_queue=0,
+            write_to_disk=self._writes,
+        )
         self._total_steps = total_steps
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (self._writes and sys.stderr.isatty()),
         )
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -50,7 +63,8 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the progress bar."""
-        self._bar.write(text, file=sys.stderr)
+        if self._writes:
+            self._bar.write(text, file=sys.stderr)
 
     def __enter__(self):
         return self

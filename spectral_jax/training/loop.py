@@ -4,21 +4,20 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
 
 from spectral_jax.data import pipeline
 from spectral_jax.data.sources import CutPatch, Split, TrainingSlices, TrainingVolumes
 from spectral_jax.metrics import overlap
 from spectral_jax.models.pretrained import load_pretrained
-from spectral_jax.training import run, sharding
+from spectral_jax.training import distributed, run, sharding
 from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import Config, DataConfig
 from spectral_jax.training.logging import RunLog
@@ -50,10 +49,11 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
       ConfigError: for a configuration that does not fit the folder or the devices.
       DataError: for raw data that cannot be used.
       NonFiniteError: if the loss or the gradient is not finite.
+      CheckpointError: for a checkpoint that cannot be written, or none that can be read.
       Preempted: after SIGTERM.
     """
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(config.train.batch_size, mesh)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
     folder = run.prepare_data(config.data)
     split = Split(folder, "train")
     model = run.make_model(config, len(split.info.classes))
@@ -63,15 +63,16 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
     steps_per_epoch = len(examples) / config.train.batch_size
     total_steps = math.ceil(config.train.epochs * steps_per_epoch)
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
-    validator = Validator(config, folder, mesh)
+    make_state = run.state_maker(config, model, split.info.channels, total_steps)
+    layout = run.state_layout(make_state, mesh)
+    train_step = make_train_step(model, config, total_steps, layout)
+    validator = Validator(config, model, folder, layout)
 
-    train_step = make_train_step(model, config, total_steps, mesh)
-
-    with Checkpoints(workdir) as checkpoints, StopSignal() as stop:
-        if checkpoints.last_step == total_steps:
-            return False
-        state = initial_state(config, model, split.info.channels, total_steps, mesh, checkpoints)
+    with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
+        state = initial_state(config, make_state, layout, checkpoints)
         first_step = int(state.step)
+        if first_step == total_steps:
+            return False
         batches = pipeline.training_batches(
             examples,
             batch_size=config.train.batch_size,
@@ -96,8 +97,9 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
                     log.advance(step - 1, check_finite(*before, examples, checkpoints.last_step))
                 before = (step, records, metrics)
 
+                stopping = stop.reached()
                 validating = step % validate_every == 0 or step == total_steps
-                saving = validating or step % config.train.save_every_steps == 0 or stop.received
+                saving = validating or step % config.train.save_every_steps == 0 or stopping
                 logging = step % config.train.log_every_steps == 0 or step == total_steps
                 if saving or logging:
                     check_finite(*before, examples, checkpoints.last_step)
@@ -116,14 +118,14 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
                     )
                 dice = None
                 if validating and validator.available:
-                    scores = validator.dice(model, state)
+                    scores = validator.dice(state)
                     dice = scores["dice"]
                     log.write("validation", step, scores)
                     log.say(f"step {step}: validation Dice {dice:.4f}")
                 if saving:
                     checkpoints.save(step, state, dice)
                     clock.restart()
-                if stop.received:
+                if stopping:
                     checkpoints.wait()
                     raise Preempted(f"SIGTERM: saved at step {step} of {total_steps}")
         checkpoints.wait()
@@ -139,29 +141,26 @@ def make_examples(split: Split, config: DataConfig) -> TrainingSlices | Training
 
 def initial_state(
     config: Config,
-    model: nn.Module,
-    channels: int,
-    total_steps: int,
-    mesh: Mesh,
+    make_state: Callable[[jax.Array], TrainState],
+    layout: TrainState,
     checkpoints: Checkpoints,
 ) -> TrainState:
     """The last checkpoint; without one, random or pretrained parameters."""
-    everywhere = sharding.replicated(mesh)
-    create = run.state_maker(config, model, channels, total_steps)
     key = jax.random.key(config.train.seed)
-    if checkpoints.last_step is not None:
-        return checkpoints.restore(checkpoints.last_step, jax.eval_shape(create, key), everywhere)
-    state = jax.jit(create, out_shardings=everywhere)(key)
+    restored = checkpoints.restore_last(jax.eval_shape(make_state, key), layout)
+    if restored is not None:
+        return restored
+    state = jax.jit(make_state, out_shardings=layout)(key)
     if config.model.pretrained:
         loaded = load_pretrained(
             config.model.pretrained, state.variables, skip_head=config.model.skip_head
         )
-        params = jax.device_put(loaded["params"], everywhere)
+        params = jax.device_put(loaded["params"], layout.params)
         state = dataclasses.replace(
             state,
             params=params,
-            batch_stats=jax.device_put(loaded["batch_stats"], everywhere),
-            ema_params=None if state.ema_params is None else jax.tree.map(np.copy, params),
+            batch_stats=jax.device_put(loaded["batch_stats"], layout.batch_stats),
+            ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
         )
     return state
 
@@ -180,7 +179,8 @@ def check_finite(
     """
     bad = [key for key, value in metrics.items() if not np.isfinite(value)]
     if bad:
-        cases = ", ".join(sorted({examples.case_name(int(record)) for record in records}))
+        mine = [examples.case_name(int(record)) for record in records]
+        cases = ", ".join(sorted({case for of in distributed.gather(mine) for case in of}))
         kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved}"
         raise NonFiniteError(
             f"step {step}: {', '.join(bad)} not finite; the batch holds {cases}. Kept: {kept}. "
@@ -193,7 +193,7 @@ def check_finite(
 class Validator:
     """Dice of the validation split, as in training: of resized slices, or of volumes' middles."""
 
-    def __init__(self, config: Config, folder: pathlib.Path, mesh: Mesh):
+    def __init__(self, config: Config, model: nn.Module, folder: pathlib.Path, layout: TrainState):
         try:
             self._split: Split | None = Split(folder, "validation")
         except ValueError:
@@ -202,29 +202,29 @@ class Validator:
         self._examples = make_examples(self._split, config.data)
         self._cut_patch = CutPatch(config.data.patch_size) if config.data.patch_size else None
         self._batch_size = config.train.batch_size
-        self._mesh = mesh
-        self._count_step: Callable | None = None
+        self._mesh = sharding.mesh_of(layout)
+        self._count_step = make_count_step(model, layout)
 
     @property
     def available(self) -> bool:
         """Whether the data set has a validation split."""
         return self._split is not None
 
-    def dice(self, model: nn.Module, state: TrainState) -> dict[str, float]:
+    def dice(self, state: TrainState) -> dict[str, float]:
         """Mean over cases, then over foreground classes; and per class, as `dice/<class>`."""
         assert self._split is not None
-        count_step = self._count_step = self._count_step or make_count_step(model, self._mesh)
         total = len(self._examples)
         sums: dict[str, np.ndarray] = {}
         for first in range(0, total, self._batch_size):
             # the last batch is filled up with repetitions, which do not count
             records = np.minimum(np.arange(first, first + self._batch_size), total - 1)
-            examples = [self._examples[int(record)] for record in records]
+            mine = np.split(records, jax.process_count())[jax.process_index()]
+            examples = [self._examples[int(record)] for record in mine]
             if self._cut_patch is not None:
                 examples = [self._cut_patch(example) for example in examples]
             batch = {key: np.stack([e[key] for e in examples]) for key in ("image", "label")}
             counts = np.stack(
-                count_step(state.variables, sharding.place_batch(batch, self._mesh)), axis=1
+                self._count_step(state.variables, sharding.place_batch(batch, self._mesh)), axis=1
             )
             for record, of_slice in zip(records[: total - first], counts, strict=False):
                 case = self._examples.case_name(int(record))
@@ -264,18 +264,3 @@ class Clock:
         means = self._waited / self._steps, (time.perf_counter() - self._start) / self._steps
         self.restart()
         return means
-
-
-class StopSignal:
-    """Notices SIGTERM, which asks for a last checkpoint."""
-
-    def __enter__(self):
-        self.received = False
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def _receive(self, *_):
-        self.received = True
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._previous)

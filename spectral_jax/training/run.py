@@ -12,13 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 import spectral_jax
 from spectral_jax.data import datasets
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.models import MODELS, build_model
+from spectral_jax.training import distributed, sharding
 from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import Config, ConfigError, DataConfig, parse_config
+from spectral_jax.training.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    parse_config,
+)
 from spectral_jax.training.optim import build_optimizer
 from spectral_jax.training.state import TrainState, create_state
 
@@ -26,7 +34,10 @@ CONFIG_FILE = "config.json"
 VERSIONS_FILE = "versions.json"
 DATASET_FILE = "dataset.json"
 # these may change between the starts of a run: they do not change what is computed
-FREE_KEYS = ("data.root", "data.data_dir", "train.log_every_steps", "train.save_every_steps")
+FREE_KEYS = (
+    *("data.root", "data.data_dir", "mesh.data", "mesh.fsdp"),
+    *("train.log_every_steps", "train.save_every_steps"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +84,18 @@ def start_run(config: Config, workdir: pathlib.Path, data: DatasetInfo) -> None:
         return
     if workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"{workdir} is not empty and holds no run; use another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / VERSIONS_FILE, versions())
-    write_json(workdir / DATASET_FILE, dataclasses.asdict(data))
-    write_json(file, values)
+    distributed.wait_for_all("looked at the run's folder")
+    if distributed.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / VERSIONS_FILE, versions())
+        write_json(workdir / DATASET_FILE, dataclasses.asdict(data))
+        write_json(file, values)
+    distributed.wait_for_all("made the run's folder")
+    if not file.exists():
+        raise ConfigError(
+            f"{workdir}: process {jax.process_index()} does not see what process 0 wrote; use a "
+            "--workdir on storage that all processes share"
+        )
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -101,6 +120,11 @@ def state_maker(
     return lambda key: create_state(model, optimizer, key, image_shape, ema=ema)
 
 
+def state_layout(make_state: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
+    """The shardings of a run's state, as a state."""
+    return sharding.split_parameters(jax.eval_shape(make_state, jax.random.key(0)), mesh)
+
+
 def restore(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedModel:
     """Loads the network of a run.
 
@@ -120,8 +144,10 @@ def restore(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedModel:
         if step is None:
             raise ConfigError(f"{workdir} holds no checkpoint yet; train first")
         like = jax.eval_shape(make_state, jax.random.key(0))
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        state = checkpoints.restore(step, like, device)
+        everywhere = sharding.replicated(sharding.make_mesh(MeshConfig()))
+        state = checkpoints.restore(step, like, jax.tree.map(lambda _: everywhere, like))
+    # each process predicts on its own
+    state = jax.tree.map(lambda array: array.addressable_data(0), state)
     return TrainedModel(config, data, model, state.variables, step)
 
 

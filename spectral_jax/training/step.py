@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -19,7 +19,7 @@ from spectral_jax.training.optim import (
     learning_rate_schedule,
     spectral_weight_schedule,
 )
-from spectral_jax.training.sharding import replicated, split_batch
+from spectral_jax.training.sharding import AXES, mesh_of, replicated, split_batch
 from spectral_jax.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -27,15 +27,17 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def make_train_step(
-    model: nn.Module, config: Config, total_steps: int, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns the jitted update.
+    model: nn.Module, config: Config, total_steps: int, layout: TrainState
+) -> jax.stages.Wrapped:
+    """Returns the jitted update; `layout` holds the shardings of the state.
 
-    It takes the state, whose memory it reuses, and a batch of `image` `[batch, size, size,
-    channels]` (integer, or in [0, 1]) and `label` `[batch, size, size]`, split over the mesh; and
-    returns the next state and the loss, its terms, the gradient's norm, the learning rate and the
-    spectral weight.
+    It is from `(TrainState, Batch)` to `(TrainState, Metrics)`: from the state, whose memory it
+    reuses, and a batch of `image` `[batch, size, size, channels]` (integer, or in [0, 1]) and
+    `label` `[batch, size, size]`, split over the mesh, to the next state and the loss, its terms,
+    the gradient's norm, the learning rate and the spectral weight.
     """
+    mesh = mesh_of(layout)
+    parts = config.train.accumulate
     optimizer = build_optimizer(config.optim, total_steps)
     learning_rate = learning_rate_schedule(config.optim, total_steps)
     spectral_weight = spectral_weight_schedule(config.objective, total_steps)
@@ -49,13 +51,41 @@ def make_train_step(
             spectral=spectral,
             weight=weight,
             include_background=config.objective.include_background,
-            axis_name="data",
+            axis_name=AXES,
         )
 
     # each device transforms its own part of the batch; only sums leave it
     terms_of_batch = jax.shard_map(
-        terms_of_shard, mesh=mesh, in_specs=(P("data"), P("data"), P()), out_specs=P()
+        terms_of_shard, mesh=mesh, in_specs=(P(AXES), P(AXES), P()), out_specs=P()
     )
+
+    def apply(params, batch_stats, images, dropout_key):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        return updates.get("batch_stats", {}), logits
+
+    def apply_in_parts(params, batch_stats, images, dropout_key):
+        """Goes through the network in parts, keeping their logits only.
+
+        The loss sees the logits of the whole batch, as what it pools over the batch does not add up
+        over parts; going back, each part goes through the network once more.
+        """
+
+        @jax.checkpoint
+        def apply_part(batch_stats, part):
+            index, images = part
+            return apply(params, batch_stats, images, jax.random.fold_in(dropout_key, index))
+
+        # each device takes its parts from its own examples
+        batch_stats, logits = jax.lax.scan(
+            apply_part, batch_stats, (jnp.arange(parts), split_parts(images, parts, mesh))
+        )
+        return batch_stats, join_parts(logits, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
@@ -69,17 +99,15 @@ def make_train_step(
         weight = jnp.asarray(spectral_weight(state.step), jnp.float32)
 
         def loss_and_rest(params):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
+            forward = apply if parts == 1 else apply_in_parts
+            batch_stats, logits = forward(params, state.batch_stats, images, dropout_key)
             terms = terms_of_batch(logits, labels, weight)
-            return terms["loss"], (terms, updates.get("batch_stats", {}))
+            return terms["loss"], (terms, batch_stats)
 
-        gradients, (terms, batch_stats) = jax.grad(loss_and_rest, has_aux=True)(state.params)
+        # parameters come together and gradients are split again: the pictures stay where they are
+        params = jax.lax.with_sharding_constraint(state.params, replicated(mesh))
+        gradients, (terms, batch_stats) = jax.grad(loss_and_rest, has_aux=True)(params)
+        gradients = jax.lax.with_sharding_constraint(gradients, layout.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
@@ -103,21 +131,44 @@ def make_train_step(
 
     return jax.jit(
         train_step,
-        in_shardings=(replicated(mesh), split_batch(mesh)),
-        out_shardings=(replicated(mesh), replicated(mesh)),
+        in_shardings=(layout, split_batch(mesh)),
+        out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
     )
 
 
+def split_parts(
+    images: Float[Array, "batch *rest"], parts: int, mesh: Mesh
+) -> Float[Array, "parts part *rest"]:
+    """Parts of a batch, each with as many examples of every device; nothing moves."""
+    by_device = images.reshape(mesh.size, parts, -1, *images.shape[1:])
+    split = NamedSharding(mesh, P(None, AXES))
+    return jax.lax.with_sharding_constraint(
+        by_device.swapaxes(0, 1).reshape(parts, -1, *images.shape[1:]), split
+    )
+
+
+def join_parts(parts: Float[Array, "parts part *rest"], mesh: Mesh) -> Float[Array, "batch *rest"]:
+    """Undoes `split_parts`."""
+    by_device = parts.reshape(len(parts), mesh.size, -1, *parts.shape[2:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(
+        by_device.reshape(-1, *parts.shape[2:]), split_batch(mesh)
+    )
+
+
 def make_count_step(
-    model: nn.Module, mesh: Mesh
+    model: nn.Module, layout: TrainState
 ) -> Callable[[dict, Batch], tuple[Int[Array, "batch classes"], ...]]:
     """Returns the jitted function from variables and a batch to pixels per example and class.
 
-    Pixels in both prediction and truth, in the truth, in the prediction: `metrics.overlap.Counts`.
+    `layout` holds the shardings of the training state that the variables are from. Counted are
+    pixels in both prediction and truth, in the truth, in the prediction: `metrics.overlap.Counts`.
     """
 
+    mesh = mesh_of(layout)
+
     def count_step(variables, batch):
+        variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
         logits = model.apply(variables, to_unit_range(batch["image"]), train=False)
         classes = logits.shape[-1]
         predicted = jax.nn.one_hot(jnp.argmax(logits, -1), classes, dtype=jnp.int32)
@@ -127,6 +178,6 @@ def make_count_step(
 
     return jax.jit(
         count_step,
-        in_shardings=(replicated(mesh), split_batch(mesh)),
+        in_shardings=(layout.variables, split_batch(mesh)),
         out_shardings=replicated(mesh),
     )

@@ -1,0 +1,127 @@
+"""Kills a run again and again, and checks that it ends as one that was left alone.
+
+    python tests/multiprocess/kill_and_resume.py --kills=20 --processes=2
+
+Each kill comes at a random instant, to one process or to all of them. No checkpoint may go missing;
+at the end all arrays of the last one have to be equal, bit for bit, to those of an undisturbed run
+on the same devices.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = (
+    "--config=experiments/configs/tiny.py",
+    "--config.data.image_size=32",
+    "--config.train.save_every_steps=2",
+    "--config.train.validate_every=0.5",
+    "--join_seconds=30",  # one that was killed before it joined is given up soon
+)
+
+
+def start(flags: tuple[str, ...], processes: int = 1, devices: int = 1) -> list[subprocess.Popen]:
+    """Starts the processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    count = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
+    command = [sys.executable, "-m", "experiments.train", *flags]
+    return [
+        subprocess.Popen(
+            [
+                *command,
+                f"--coordinator_address={address}",
+                f"--process_count={processes}",
+                f"--process_index={index}",
+            ],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for index in range(processes)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 200) -> list[tuple[int, str]]:
+    """Exit codes and outputs; what does not end in time is an error, and is ended."""
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, text) for p, text in zip(processes, outputs, strict=True)]
+
+
+def checkpoints(workdir: pathlib.Path) -> dict[int, list[np.ndarray]]:
+    """Every array of every checkpoint, read without the package."""
+    found = {}
+    for folder in (workdir / "checkpoints").glob("*"):
+        if folder.name.isdigit():
+            with ocp.PyTreeCheckpointer() as reader:
+                names = reader.metadata(folder / "default").item_metadata.tree
+                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+                arrays = reader.restore(folder / "default", restore_args=how)
+            found[int(folder.name)] = jax.tree.leaves(arrays)
+    return found
+
+
+def kill_and_resume(
+    folder: pathlib.Path, kills: int, processes: int, seed: int, flags: tuple[str, ...] = ()
+) -> int:
+    """Returns how many of the kills met a living run; raises AssertionError for a difference."""
+    draw = random.Random(seed)
+    whole, killed = folder / "whole", folder / "killed"
+    begin = time.monotonic()
+    ended = finish(start((*TINY, *flags, f"--workdir={whole}"), processes))
+    assert all(code == 0 for code, _ in ended), ended
+    seconds = time.monotonic() - begin
+    command = (*TINY, *flags, f"--workdir={killed}")
+    newest = landed = 0
+    for number in range(kills):
+        running = start(command, processes)
+        time.sleep(draw.uniform(0.2, 1.0) * seconds)
+        victims = running if draw.random() < 0.5 else [draw.choice(running)]
+        landed += any(victim.poll() is None for victim in victims)
+        for victim in victims:
+            victim.send_signal(signal.SIGKILL)
+        codes = [code for code, _ in finish(running)]
+        kept = checkpoints(killed)
+        print(f"kill {number + 1}: exit codes {codes}, checkpoints {sorted(kept)}", flush=True)
+        assert max(kept, default=0) >= newest, "a checkpoint went missing"
+        newest = max(kept, default=0)
+    ended = finish(start(command, processes))
+    assert all(code == 0 for code, _ in ended), ended
+    ours, theirs = checkpoints(killed), checkpoints(whole)
+    assert max(ours) == max(theirs)
+    for a, b in zip(ours[max(ours)], theirs[max(theirs)], strict=True):
+        np.testing.assert_array_equal(a, b)
+    return landed
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    options, rest = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        landed = kill_and_resume(
+            pathlib.Path(temporary), options.kills, options.processes, options.seed, tuple(rest)
+        )
+    print(f"{landed} of {options.kills} kills met a living run; final arrays are bit-identical")
