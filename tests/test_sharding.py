@@ -20,6 +20,9 @@ def make_config(**changes):
     values = tiny.get_config()
     values.data.image_size = 32
     values.train.batch_size = 16
+    # Adam's first steps are signs of gradients: they make much of the last bit of a small one
+    values.optim.name = "sgd"
+    values.optim.learning_rate = 0.1
     with values.unlocked():
         for name, value in changes.items():
             section, key = name.split("__")
@@ -101,15 +104,14 @@ def test_accumulated_steps_are_those_of_the_whole_batch(spatial, spectral):
         objective__spectral=spectral,
         objective__ramp=0.0,
     )
-    state, losses = run_steps(config)
-    parts_state, parts_losses = run_steps(
-        dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
-    )
-    np.testing.assert_allclose(parts_losses, losses, rtol=1e-5)
-    for ours, theirs in zip(
-        jax.tree.leaves(parts_state.params), jax.tree.leaves(state.params), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    in_parts = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
+    states, losses = zip(*(run_steps(c, count=1) for c in (config, in_parts)), strict=True)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    # ties of max pooling and kinks of ReLU may fall the other way by the last bit
+    for ours, theirs in zip(*(jax.tree.leaves(state.params) for state in states), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    losses = [run_steps(c, count=2)[1] for c in (config, in_parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_misfits_are_named():
