@@ -20,6 +20,6 @@ def get_config():
     config.optim.learning_rate = 3e-3
     config.train.batch_size = 8
     config.train.epochs = 20.0
-    # once, at the end: eight slices are too few to choose a checkpoint by, and by then the rate is 0
+    # once, at the end, when the rate is 0: eight slices are too few to choose a checkpoint by
     config.train.validate_every = 20.0
     return config
