@@ -148,7 +148,10 @@ def _output_to(file: pathlib.Path) -> Iterator[None]:
 
 
 def perform_all(runs: Sequence[Run], jobs: int) -> dict[str, str]:
-    """Performs the runs, `jobs` at a time, with one progress bar; returns what failed, and why."""
+    """Performs the runs, `jobs` at a time; returns what failed, and why.
+
+    On a terminal there is one progress bar, elsewhere a line for each run that ends.
+    """
     files = [result.file for task in runs for result in task.results()]
     failures = {}
     spawn = multiprocessing.get_context("spawn")
@@ -156,7 +159,7 @@ def perform_all(runs: Sequence[Run], jobs: int) -> dict[str, str]:
     for part in _share_cores(jobs):
         cores.put(part)
     with (
-        tqdm(total=len(files), unit="result", smoothing=0, dynamic_ncols=True) as bar,
+        tqdm(total=len(files), unit="result", smoothing=0, dynamic_ncols=True, disable=None) as bar,
         concurrent.futures.ProcessPoolExecutor(
             jobs, spawn, initializer=_start_worker, initargs=(cores,)
         ) as pool,
@@ -166,9 +169,12 @@ def perform_all(runs: Sequence[Run], jobs: int) -> dict[str, str]:
             while running:
                 done, _ = concurrent.futures.wait(running, POLL_SECONDS)
                 for future in done:
-                    task = running.pop(future)
-                    if error := future.exception():
+                    task, error = running.pop(future), future.exception()
+                    if error:
                         failures[task.name] = f"{type(error).__name__}: {error}"
+                    if bar.disable:
+                        state = "failed" if error else "done"
+                        print(f"{task.name} {state}, {len(running)} to go", flush=True)
                 bar.n = sum(file.exists() for file in files)
                 bar.set_postfix_str(f"{len(runs) - len(running)} of {len(runs)} runs ended")
         except BaseException:
@@ -180,8 +186,7 @@ def perform_all(runs: Sequence[Run], jobs: int) -> dict[str, str]:
 
 
 def _share_cores(jobs: int) -> list[set[int]]:
-    """The cores of each job: its own where there are enough, for threads that share get in each
-    other's way."""
+    """The cores of each job: its own ones if there are enough, as threads that share are slower."""
     cores = sorted(os.sched_getaffinity(0))
     if jobs > len(cores):
         return [set(cores)] * jobs
@@ -224,7 +229,7 @@ def describe(study: Study, name: str, runs: Sequence[Run], wall_seconds: float) 
         "on": list(study.on),
         "arms": arms,
         "baselines": {arm: study.arms[arm].baseline for arm in study.arms},
-        "seeds": list(range(max(arm["seeds"] for arm in arms.values()))),
+        "seeds": list(range(max(arm.seeds for arm in study.arms.values()))),
         "revision": versions["revision"],
         "versions": versions,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB",
