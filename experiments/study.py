@@ -18,6 +18,7 @@ import os
 import pathlib
 import platform
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -147,13 +148,9 @@ def _output_to(file: pathlib.Path) -> Iterator[None]:
                 os.close(copied)
 
 
-def perform_all(runs: Sequence[Run], jobs: int) -> dict[str, str]:
-    """Performs the runs, `jobs` at a time; returns what failed, and why.
-
-    On a terminal there is one progress bar, elsewhere a line for each run that ends.
-    """
+def perform_all(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, BaseException | None]]:
+    """Performs the runs, `jobs` at a time; yields each when it ends, with what made it fail."""
     files = [result.file for task in runs for result in task.results()]
-    failures = {}
     spawn = multiprocessing.get_context("spawn")
     cores = spawn.Queue()
     for part in _share_cores(jobs):
@@ -170,11 +167,10 @@ def perform_all(runs: Sequence[Run], jobs: int) -> dict[str, str]:
                 done, _ = concurrent.futures.wait(running, POLL_SECONDS)
                 for future in done:
                     task, error = running.pop(future), future.exception()
-                    if error:
-                        failures[task.name] = f"{type(error).__name__}: {error}"
                     if bar.disable:
                         state = "failed" if error else "done"
                         print(f"{task.name} {state}, {len(running)} to go", flush=True)
+                    yield task, error
                 bar.n = sum(file.exists() for file in files)
                 bar.set_postfix_str(f"{len(runs) - len(running)} of {len(runs)} runs ended")
         except BaseException:
@@ -182,7 +178,6 @@ def perform_all(runs: Sequence[Run], jobs: int) -> dict[str, str]:
             for process in multiprocessing.active_children():
                 process.terminate()  # a run saves its state and ends
             raise
-    return failures
 
 
 def _share_cores(jobs: int) -> list[set[int]]:
@@ -206,7 +201,9 @@ def default_jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), int(free // GIBIBYTES_PER_RUN)))
 
 
-def describe(study: Study, name: str, runs: Sequence[Run], wall_seconds: float) -> dict[str, Any]:
+def describe(
+    study: Study, runs: Sequence[Run], versions: dict[str, str], wall_seconds: float
+) -> dict[str, Any]:
     """What `study.json` says of the study."""
     arms = {}
     for arm in study.arms:
@@ -218,11 +215,10 @@ def describe(study: Study, name: str, runs: Sequence[Run], wall_seconds: float) 
             "weight": task.config.objective.weight,
             "seeds": study.arms[arm].seeds,
         }
-    versions = json.loads((runs[0].folder / run.VERSIONS_FILE).read_text())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     data = runs[0].results()[0].records
     return {
-        "name": name,
+        "name": pathlib.Path(STUDY.value).stem,
         "title": study.title,
         "small": SMALL.value,
         "dataset": study.config.data.name,
@@ -240,22 +236,24 @@ def describe(study: Study, name: str, runs: Sequence[Run], wall_seconds: float) 
 
 
 def main() -> None:
-    start = time.time()
     workdir = flags.path(WORKDIR)
     study = load_study(STUDY.value, SMALL.value)
     raw = dict(item.partition("=")[::2] for item in RAW.value)
     runs = make_runs(study, workdir, raw)
-    before = (
-        json.loads((workdir / STUDY_FILE).read_text()) if (workdir / STUDY_FILE).exists() else {}
-    )
-    failures = perform_all(runs, JOBS.value or default_jobs())
-    seconds = before.get("wall_seconds", 0) + time.time() - start
-    name = pathlib.Path(STUDY.value).stem
-    run.write_json(file, describe(study, name, runs, seconds))
+    file = workdir / STUDY_FILE
+    start = time.time() - (json.loads(file.read_text())["wall_seconds"] if file.exists() else 0)
+    failures = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(flags.EXIT_PREEMPTED))
+    for task, error in perform_all(runs, JOBS.value or default_jobs()):
+        if error:
+            failures.append(f"  {task.name}: {type(error).__name__}: {error}")
+        else:
+            versions = json.loads((task.folder / run.VERSIONS_FILE).read_text())
+            run.write_json(file, describe(study, runs, versions, time.time() - start))
     if failures:
         raise RunsFailed(
             f"{len(failures)} of {len(runs)} runs failed; the same command tries them again\n"
-            + "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+            + "\n".join(failures)
         )
 
 
