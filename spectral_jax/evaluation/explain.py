@@ -552,7 +552,8 @@ def _randomisation(trained: TrainedModel, explain: Any, checked: list[tuple]) ->
     layers, correlations, counts = [], [], []
     if checked:
         images = checked[0][0]["input"][None]
-        for layer, variables in randomised(trained.model, trained.variables, images, seed=0):
+        seed = trained.config.train.seed + 1  # not the weights that training began with
+        for layer, variables in randomised(trained.model, trained.variables, images, seed):
             values = np.array(
                 [
                     rank_correlation(found, explain(variables, picture["input"], c, region == c))

@@ -171,7 +171,7 @@ def measure_interactions(
     grid: int = 8,
     ratios: Sequence[float] = RATIOS,
     images: int = 10,
-    pairs: int = 8,
+    pairs: int = 6,
     contexts: int = 6,
     seed: int = 0,
     checkpoint: str = "best",
