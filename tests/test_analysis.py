@@ -67,6 +67,11 @@ def test_misses_are_binned_by_distance_in_the_slice():
     expected = np.array([[3 * ring, 0] for ring in rings])
     expected[0, 1], expected[4, 1] = 21, 1
     np.testing.assert_array_equal(misses_by_distance(found, truth), expected)
+    # the centre of 3 x 3 lies sqrt(2) - 0.5 = 0.9 px from a missing corner, 1.5 px without one
+    square = box((1, 5, 5), (0, 1), (1, 4), (1, 4))
+    assert misses_by_distance(square, square)[1, 0] == 1
+    square[0, 1, 1] = False
+    assert misses_by_distance(square, square)[1, 0] == 0
     everywhere = np.ones((1, 2, 2), bool)
     np.testing.assert_array_equal(misses_by_distance(~everywhere, everywhere)[4], [4, 4])
 
