@@ -5,6 +5,7 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -84,7 +85,7 @@ def evaluate(
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)
         np.savez_compressed(folder / f"{name}-examples.npz", allow_pickle=False, **pictures)
-        write_json(folder / f"{name}.json", _without_nan(result))
+        write_json(folder / f"{name}.json", without_nan(result))
     return result
 
 
@@ -122,6 +123,22 @@ class MatchedCases:
     def restrict(self, prediction: np.ndarray) -> np.ndarray:
         """A prediction in which classes that the split does not have are background."""
         return self._kept[prediction]
+
+    def restrict_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities in which those of such classes are added to the background's."""
+        if (self._kept == np.arange(len(self._kept))).all():
+            return probabilities
+        merge = np.eye(len(self._kept), dtype=probabilities.dtype)[self._kept]
+        return probabilities @ merge
+
+
+def spread(cases: Sequence[str], most: int | None) -> list[str]:
+    """At most so many cases, evenly spaced; all of them for None."""
+    if most is None or most >= len(cases):
+        return list(cases)
+    if most < 1:
+        raise ValueError(f"max_cases={most}: expected at least 1, or None for all")
+    return [cases[index] for index in np.linspace(0, len(cases) - 1, most).astype(int)]
 
 
 def _score(volume: Volume, prediction: np.ndarray, num_classes: int) -> list[dict[str, Any]]:
@@ -167,12 +184,12 @@ def _examples(
     return examples, pictures
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON knows no NaN: undefined is null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -10,17 +10,17 @@ of the same letters). Bins are of equal width.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 BINS = 20
-FLOOR = 1e-12  # least probability in a logarithm: float32 rounds smaller ones to 0
+FLOOR = float(np.finfo(np.float32).tiny)  # least probability in a logarithm
 
 
-class Bins(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Bins:
     """One reliability diagram, as sums over the pixels of each bin."""
 
     count: Float[np.ndarray, " bins"]
