@@ -31,10 +31,16 @@ from experiments import flags
 from experiments.studies.design import Study
 from spectral_jax.data.datasets.summary import SUMMARY_FILE
 from spectral_jax.data.sources import Split
+from spectral_jax.evaluation.analysis import analyse_errors
+from spectral_jax.evaluation.calibrate import measure_calibration
 from spectral_jax.evaluation.evaluate import evaluate
+from spectral_jax.evaluation.explain import measure_explanations
+from spectral_jax.evaluation.interactions import measure_interactions
+from spectral_jax.evaluation.robustness import measure_robustness
 from spectral_jax.training import run
 from spectral_jax.training.config import Config, ConfigError, parse_config
 from spectral_jax.training.loop import train
+from spectral_jax.training.run import TrainedModel
 
 STUDIES = "experiments/studies"
 STUDY_FILE = "study.json"
@@ -65,17 +71,25 @@ class Run:
 
     def results(self) -> list["Result"]:
         """All that it is to leave in its folder."""
-        return [
-            Result(kind, records, split, self.folder / kind / f"{records.parts[-3]}-{split}.json")
-            for records, split in self.on
-            for kind in MEASURES
-        ]
+        results = []
+        for records, split in self.on:
+            shifted = records != self.training_records
+            for kind, measure in (EVERYWHERE if shifted else EVERYWHERE | IN_DISTRIBUTION).items():
+                file = self.folder / kind / f"{records.parts[-3]}-{split}.json"
+                results.append(Result(kind, measure, records, split, file))
+        return results
+
+    @property
+    def training_records(self) -> pathlib.Path:
+        """The records that it is trained on, whose test split comes first."""
+        return self.on[0][0]
 
 
 class Result(NamedTuple):
     """A file with what was measured on one data set."""
 
     kind: str
+    measure: Callable[..., None]
     records: pathlib.Path
     split: str
     file: pathlib.Path
@@ -115,7 +129,34 @@ def make_runs(study: Study, workdir: pathlib.Path, raw: dict[str, str]) -> list[
     return runs
 
 
-MEASURES: dict[str, Callable[..., Any]] = {"evaluation": evaluate}
+def _calibration(trained: TrainedModel, split: Split, task: Run, **limits: Any) -> None:
+    validation = Split(task.training_records, "validation")
+    measure_calibration(trained, split, validation, task.folder, **limits)
+
+
+def _analysis(trained: TrainedModel, split: Split, task: Run, **limits: Any) -> None:
+    training = Split(task.training_records, "train")
+    analyse_errors(trained, split, task.folder, reference_split=training, **limits)
+
+
+def _in_folder(measure: Callable[..., Any]) -> Callable[..., None]:
+    def measured(trained: TrainedModel, split: Split, task: Run, **limits: Any) -> None:
+        measure(trained, split, task.folder, **limits)
+
+    return measured
+
+
+# what is measured of a run, by the folder that it is written to
+EVERYWHERE: dict[str, Callable[..., None]] = {
+    "evaluation": _in_folder(evaluate),
+    "calibration": _calibration,
+    "analysis": _analysis,
+}
+IN_DISTRIBUTION: dict[str, Callable[..., None]] = {
+    "robustness": _in_folder(measure_robustness),
+    "explanation": _in_folder(measure_explanations),
+    "interactions": _in_folder(measure_interactions),
+}
 
 
 def perform(task: Run) -> None:
@@ -128,7 +169,7 @@ def perform(task: Run) -> None:
             trained = run.restore(task.folder)
         for result in missing:
             split = Split(result.records, result.split)
-            MEASURES[result.kind](trained, split, task.folder, **task.limits.get(result.kind, {}))
+            result.measure(trained, split, task, **task.limits.get(result.kind, {}))
 
 
 @contextlib.contextmanager
@@ -216,7 +257,7 @@ def describe(
             "seeds": study.arms[arm].seeds,
         }
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    data = runs[0].results()[0].records
+    data = runs[0].training_records
     return {
         "name": pathlib.Path(STUDY.value).stem,
         "title": study.title,

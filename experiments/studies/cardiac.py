@@ -5,7 +5,7 @@ python -m experiments.study --study=experiments/studies/cardiac.py --small \
 """
 
 from experiments.configs import acdc_transunet
-from experiments.studies.design import Study, make_arms
+from experiments.studies.design import SMALL_LIMITS, Study, make_arms
 
 ARMS = ("none", "paper", "midband", "mcc")
 UNET = {"model__name": "unet", "model__options": {"widths": (64, 128, 256, 512, 1024)}}
@@ -27,7 +27,7 @@ SMALL_TRANSUNET = {
 def get_study(small: bool) -> Study:
     config = acdc_transunet.get_config()
     if small:
-        config.data.image_size = 80
+        config.data.image_size = 64
         config.optim.name = "adamw"
         config.optim.learning_rate = 3e-3
         config.train.batch_size = 16
@@ -42,4 +42,5 @@ def get_study(small: bool) -> Study:
         title="Heart in cine MRI (ACDC)",
         config=config,
         arms=arms,
+        limits=SMALL_LIMITS if small else {},
     )

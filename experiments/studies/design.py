@@ -15,6 +15,12 @@ SPECTRAL = {
     "focal_frequency": "focal_frequency",
 }
 WEIGHT = 0.3
+# of measurements that take many predictions, for two CPU cores
+SMALL_LIMITS: dict[str, dict[str, Any]] = {
+    "robustness": {"max_cases": 6},
+    "explanation": {"max_cases": 8},
+    "interactions": {"images": 5},
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ python -m experiments.study --study=experiments/studies/hippocampus.py --small \
     --raw=decathlon=Task04_Hippocampus --workdir=studies/hippocampus
 """
 
-from experiments.studies.design import SPECTRAL, Study, make_arms
+from experiments.studies.design import SMALL_LIMITS, SPECTRAL, Study, make_arms
 from spectral_jax.training.config import default_config
 
 
@@ -33,4 +33,5 @@ def get_study(small: bool) -> Study:
         config=config,
         arms=arms,
         show_images=True,
+        limits=SMALL_LIMITS if small else {},
     )

@@ -4,7 +4,7 @@ python -m experiments.study --study=experiments/studies/lungs.py --small \
     --raw=montgomery_shenzhen=CHEST_XRAYS --workdir=studies/lungs
 """
 
-from experiments.studies.design import SPECTRAL, Study, make_arms
+from experiments.studies.design import SMALL_LIMITS, SPECTRAL, Study, make_arms
 from spectral_jax.training.config import default_config
 
 
@@ -26,4 +26,5 @@ def get_study(small: bool) -> Study:
         config=config,
         arms=make_arms(("none", "midband", "mcc") if small else tuple(SPECTRAL), seeds=3),
         on=("montgomery_shenzhen",),
+        limits=SMALL_LIMITS if small else {},
     )

@@ -5,7 +5,7 @@ python -m experiments.study --study=experiments/studies/polyp.py --small \
 """
 
 from experiments.configs import kvasir_unet
-from experiments.studies.design import SPECTRAL, Study, make_arms
+from experiments.studies.design import SMALL_LIMITS, SPECTRAL, Study, make_arms
 
 
 def get_study(small: bool) -> Study:
@@ -22,4 +22,5 @@ def get_study(small: bool) -> Study:
         config=config,
         arms=make_arms(arms, seeds=3 if small else 5),
         on=("cvc_clinicdb",),
+        limits=SMALL_LIMITS if small else {},
     )
