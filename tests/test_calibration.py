@@ -8,6 +8,7 @@ from test_predict import trained
 
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.calibrate import fit_temperature, measure_calibration
+from spectral_jax.evaluation.evaluate import MatchedCases
 from spectral_jax.metrics.calibration import (
     ace,
     brier,
@@ -163,3 +164,13 @@ def test_a_run_is_measured_before_and_after(mni152, result):
     assert before["brier"] == pytest.approx(mean)
     union = written["regions"]["dilated_union"]["as_trained"]
     assert sum(union["reliability"]["count"]) < sum(pixels)
+
+
+def test_probability_of_classes_that_a_split_lacks_goes_to_the_background(mni152, rng):
+    network = trained(image_size=64)
+    network.data.__dict__["classes"] = ("background", "lesion", "white matter")
+    cases = MatchedCases(network, Split(mni152, "test"))
+    p = softmax(rng.normal(0, 1, (4, 5, 3)))
+    merged = cases.restrict_probabilities(p)
+    np.testing.assert_allclose(merged[..., 0], p[..., 0] + p[..., 1])
+    np.testing.assert_array_equal(merged[..., 1:], np.stack([0 * p[..., 1], p[..., 2]], -1))

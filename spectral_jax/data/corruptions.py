@@ -211,7 +211,7 @@ CORRUPTIONS: dict[str, Callable[[Slices, Any, np.random.Generator], Slices]] = {
     )
 }
 
-# by corruption and kind of image; the kinds that are not named take "picture"
+# by corruption and kind of image; kinds that are not named take "picture", MRI takes "CT" first
 SEVERITIES: dict[str, dict[str, tuple]] = {
     "gaussian": {
         "picture": (0.08, 0.12, 0.18, 0.26, 0.38),
