@@ -17,9 +17,9 @@ SPECTRAL = {
 WEIGHT = 0.3
 # of measurements that take many predictions, for two CPU cores
 SMALL_LIMITS: dict[str, dict[str, Any]] = {
-    "robustness": {"max_cases": 6},
+    "robustness": {"max_cases": 5},
     "explanation": {"max_cases": 8},
-    "interactions": {"images": 5},
+    "interactions": {"images": 4},
 }
 
 
