@@ -1,14 +1,15 @@
 """Scores of a trained network on every case of a split, written to the run's folder."""
 
 import dataclasses
+import io
 import math
-import pathlib
 import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from spectral_jax.data.datasets import DATASETS, label_map
@@ -22,7 +23,7 @@ FOLDER = "evaluation"
 
 
 def evaluate(
-    trained: TrainedModel, split: Split, workdir: pathlib.Path, checkpoint: str = "best"
+    trained: TrainedModel, split: Split, workdir: epath.Path, checkpoint: str = "best"
 ) -> dict[str, Any]:
     """Scores each case at its original size, volumes as volumes, and writes the result.
 
@@ -83,7 +84,9 @@ def evaluate(
     if distributed.is_first():
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"{name}-examples.npz", allow_pickle=False, **pictures)
+        archive = io.BytesIO()  # written at once: files of a store cannot be sought in
+        np.savez_compressed(archive, allow_pickle=False, **pictures)
+        (folder / f"{name}-examples.npz").write_bytes(archive.getvalue())
         write_json(folder / f"{name}.json", _without_nan(result))
     return result
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import linen as nn
 
 from spectral_jax.data import pipeline
@@ -33,7 +34,7 @@ class Preempted(Exception):
     """SIGTERM came; everything is saved and the same command goes on from here."""
 
 
-def train(config: Config, workdir: pathlib.Path) -> bool:
+def train(config: Config, workdir: epath.Path) -> bool:
     """Trains to the end, from the last checkpoint if there is one.
 
     The same command, killed at any instant and started again, ends with the same parameters.
@@ -123,6 +124,7 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
                     log.write("validation", step, scores)
                     log.say(f"step {step}: validation Dice {dice:.4f}")
                 if saving:
+                    log.copy_to_store()
                     checkpoints.save(step, state, dice)
                     clock.restart()
                 if stopping:
