@@ -12,7 +12,8 @@ from etils import epath
 
 from spectral_jax.training import distributed
 from spectral_jax.training.config import ConfigError
-from spectral_jax.training.loop import NonFiniteError, Preempted
+from spectral_jax.training.distributed import Preempted
+from spectral_jax.training.loop import NonFiniteError
 
 # errors that are the user's to mend; anything else is ours and shows its traceback
 USER_ERRORS = (ConfigError, ValueError, OSError, NonFiniteError)

@@ -18,7 +18,8 @@ from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.training import distributed, run, sharding
 from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import ConfigError, MeshConfig, parse_config
-from spectral_jax.training.loop import NonFiniteError, Preempted, train
+from spectral_jax.training.distributed import Preempted
+from spectral_jax.training.loop import NonFiniteError, train
 from spectral_jax.training.step import make_count_step, make_train_step
 
 

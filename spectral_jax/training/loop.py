@@ -21,6 +21,7 @@ from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.training import distributed, run, sharding
 from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import Config, DataConfig
+from spectral_jax.training.distributed import Preempted
 from spectral_jax.training.logging import RunLog
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
@@ -28,10 +29,6 @@ from spectral_jax.training.step import make_count_step, make_train_step
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient is not a number; the last checkpoint is from before."""
-
-
-class Preempted(Exception):
-    """SIGTERM came; everything is saved and the same command goes on from here."""
 
 
 def train(config: Config, workdir: epath.Path) -> bool:

@@ -216,8 +216,12 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
 
 def write_json(file: epath.Path, values: dict[str, Any]) -> None:
     """Writes a file as a whole or not at all."""
+    text = json.dumps(values, indent=2) + "\n"
+    if "://" in str(file):  # an object of a store appears when all of it is there
+        file.write_text(text)
+        return
     new = file.with_suffix(".new")
-    new.write_text(json.dumps(values, indent=2) + "\n")
+    new.write_text(text)
     new.replace(file)
 
 

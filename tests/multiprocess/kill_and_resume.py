@@ -30,6 +30,9 @@ TINY = (
     "--config.train.validate_every=0.5",
     "--join_seconds=30",  # one that was killed before it joined is given up soon
 )
+# one that was killed while joining is missed after `join_seconds`, later after a heartbeat's minute;
+# and the survivor may be compiling at that moment
+PATIENCE_SECONDS = 120
 
 
 def start(flags: tuple[str, ...], processes: int = 1, devices: int = 1) -> list[subprocess.Popen]:
@@ -100,9 +103,15 @@ def kill_and_resume(
         landed += any(victim.poll() is None for victim in victims)
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
-        codes = [code for code, _ in finish(running)]
+        instant = time.monotonic()
+        codes = [code for code, _ in finish(running, PATIENCE_SECONDS)]
+        noticed = time.monotonic() - instant
         kept = checkpoints(killed)
-        print(f"kill {number + 1}: exit codes {codes}, checkpoints {sorted(kept)}", flush=True)
+        print(
+            f"kill {number + 1}: exit codes {codes} within {noticed:.0f} s, "
+            f"checkpoints {sorted(kept)}",
+            flush=True,
+        )
         assert max(kept, default=0) >= newest, "a checkpoint went missing"
         newest = max(kept, default=0)
     ended = finish(start(command, processes))
