@@ -23,6 +23,11 @@ def _score(metrics: dict[str, float]) -> float:
     return metrics.get(METRIC, -1.0)  # saved between validations: never the best
 
 
+def _reason(error: Exception) -> str:
+    """An error in one line; tensorstore names long paths twice before it says what is wrong."""
+    return " ".join(str(error).split())[:1000]
+
+
 class Checkpoints:
     """The checkpoints in a run's folder; the two latest and the best are kept.
 
@@ -84,8 +89,9 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:
-            reason = str(error).splitlines()[0][:300]
-            raise CheckpointError(f"{self._folder / str(step)} cannot be read: {reason}") from error
+            raise CheckpointError(
+                f"{self._folder / str(step)} cannot be read: {_reason(error)}"
+            ) from error
 
     def restore_last(self, like: TrainState, layout: TrainState) -> TrainState | None:
         """Reads the newest checkpoint that is whole; None if there is none at all.
@@ -133,7 +139,7 @@ class Checkpoints:
             kept = "there is none yet" if self.last_step is None else f"step {self.last_step}"
             raise CheckpointError(
                 f"{self._folder}: a checkpoint could not be written: "
-                f"{str(error).splitlines()[0][:300]}. Last good checkpoint: {kept}. Free space or "
+                f"{_reason(error)}. Last good checkpoint: {kept}. Free space or "
                 "allow writing there; the same command goes on from it"
             ) from error
 
