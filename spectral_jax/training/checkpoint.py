@@ -88,6 +88,8 @@ class Checkpoints:
         )
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except jax.errors.JaxRuntimeError:
+            raise  # another process is gone: no fault of the checkpoint
         except Exception as error:
             raise CheckpointError(
                 f"{self._folder / str(step)} cannot be read: {_reason(error)}"
@@ -135,6 +137,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except jax.errors.JaxRuntimeError:
+            raise  # another process is gone: no fault of the folder
         except Exception as error:
             kept = "there is none yet" if self.last_step is None else f"step {self.last_step}"
             raise CheckpointError(

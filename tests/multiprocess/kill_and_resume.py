@@ -134,6 +134,9 @@ def kill_and_resume(
             f"checkpoints {sorted(ours)}",
             flush=True,
         )
+        for code, output in ended:
+            if code not in (0, -signal.SIGKILL):
+                print(f"  {code}: {output.splitlines()[-1][:200]}", flush=True)
         assert victims or codes == [0] * processes, ended
         assert max(ours, default=0) >= newest, "a checkpoint went missing"
         newest = max(ours, default=0)
