@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from absl import flags as absl_flags
+from etils import epath
 
 from experiments import flags
 from spectral_jax.data.sources import Split
@@ -20,7 +21,7 @@ from spectral_jax.training import distributed, run
 
 
 def evaluate_split(
-    workdir: pathlib.Path, data: pathlib.Path, split: str, checkpoint: str
+    workdir: epath.Path, data: pathlib.Path, split: str, checkpoint: str
 ) -> dict[str, Any]:
     """Restores a run and scores it on one split of a prepared data set."""
     return evaluate(run.restore(workdir, checkpoint), Split(data, split), workdir, checkpoint)

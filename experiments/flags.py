@@ -8,10 +8,12 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 
 from spectral_jax.training import distributed
 from spectral_jax.training.config import ConfigError
-from spectral_jax.training.loop import NonFiniteError, Preempted
+from spectral_jax.training.distributed import Preempted
+from spectral_jax.training.loop import NonFiniteError
 
 # errors that are the user's to mend; anything else is ours and shows its traceback
 USER_ERRORS = (ConfigError, ValueError, OSError, NonFiniteError)
@@ -36,9 +38,25 @@ def define_processes() -> Callable[[], None]:
     return lambda: distributed.start(address.value, count.value, index.value, timeout.value)
 
 
-def path(flag: flags.FlagHolder[str]) -> pathlib.Path:
-    """The folder that a flag names."""
-    return pathlib.Path(flag.value).expanduser()
+def path(flag: flags.FlagHolder[str]) -> epath.Path:
+    """The folder that a flag names, here or on object storage (`gs://`, `s3://`, `az://`).
+
+    Raises:
+      ConfigError: for a kind of storage that is not known, or whose package is missing.
+    """
+    try:
+        folder = epath.Path(flag.value).expanduser()
+        folder.exists()  # opens the store
+    except KeyError as error:
+        raise ConfigError(
+            f"--{flag.name}={flag.value}: expected a folder, or gs://, s3:// or az://"
+        ) from error
+    except ImportError as error:
+        extra = "'spectral_jax[gcs]'" if flag.value.startswith("gs://") else "s3fs or adlfs"
+        raise ConfigError(
+            f"--{flag.name}={flag.value}: {error}; pip install {extra} reads and writes there"
+        ) from error
+    return folder
 
 
 def run(main: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 #
 #   launch/tpu_pod.sh create                       asks for the slice, and waits until it is there
 #   launch/tpu_pod.sh install                      copies this folder to all workers and installs it
-#   launch/tpu_pod.sh run --config=... --workdir=/shared/...    starts training on all workers
+#   launch/tpu_pod.sh run --config=... --workdir=gs://...    starts training on all workers
 #   launch/tpu_pod.sh logs                         follows worker 0
 #   launch/tpu_pod.sh delete                       gives the slice back
 #
@@ -32,7 +32,7 @@ case "$action" in
     run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:spectral_jax.tgz" \
       --zone="$TPU_ZONE" --worker=all
     on all "mkdir -p spectral_jax && tar xzf spectral_jax.tgz -C spectral_jax && \
-python3 -m venv env && env/bin/pip install -q -e './spectral_jax[tpu,demo]'"
+python3 -m venv env && env/bin/pip install -q -e './spectral_jax[tpu,demo,gcs]'"
     ;;
   run)
     on all "cd spectral_jax && nohup ../env/bin/python -m experiments.train $(printf '%q ' "$@")> ../train.log 2>&1 &"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,11 +15,13 @@ import pytest
 
 from experiments.configs import tiny
 from spectral_jax.data.sources import Split, TrainingSlices
+from spectral_jax.data.volumes import DataError
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.training import distributed, run, sharding
-from spectral_jax.training.checkpoint import Checkpoints
+from spectral_jax.training.checkpoint import CheckpointError, Checkpoints
 from spectral_jax.training.config import ConfigError, MeshConfig, parse_config
-from spectral_jax.training.loop import NonFiniteError, Preempted, train
+from spectral_jax.training.distributed import Preempted
+from spectral_jax.training.loop import NonFiniteError, train
 from spectral_jax.training.step import make_count_step, make_train_step
 
 
@@ -165,6 +168,61 @@ def test_numbers_that_are_not_finite_stop_the_run_and_name_the_cases(config, tmp
     if kept is not None:
         state = last_state(tmp_path / "run", config)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_a_learning_rate_that_is_too_high_is_named_with_the_step(config, tmp_path):
+    config = changed(config, "optim", name="sgd", learning_rate=1e30)
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*loss.* not finite; .* holds axial_\d+"):
+        train(config, tmp_path / "run")
+    assert all(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def truncate(checkpoint):
+    """Cuts off half of every file that holds arrays, as a disk that lost power may."""
+    files = [path for path in checkpoint.rglob("*") if path.parent.name == "d"]
+    assert files
+    for file in files:
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def test_a_truncated_checkpoint_is_put_aside_for_the_one_before(config, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    train(config, workdir)
+    before = last_state(workdir, config)
+    truncate(workdir / "checkpoints" / "17")
+    assert train(config, workdir)
+    assert "checkpoints/17 cannot be read" in caplog.text
+    assert "trying the one before" in caplog.text
+    assert "cannot be read" in (workdir / "damaged-checkpoints" / "17.txt").read_text()
+    assert (workdir / "damaged-checkpoints" / "17").is_dir()
+    assert_equal_states(last_state(workdir, config), before)
+
+    kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    for name in kept:
+        truncate(workdir / "checkpoints" / name)
+    with pytest.raises(CheckpointError, match="no checkpoint can be read, none was changed"):
+        train(config, workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == kept
+
+
+def test_a_record_that_is_damaged_during_training_is_named(config, mni152, tmp_path, monkeypatch):
+    copy = tmp_path / "data"
+    shutil.copytree(mni152, copy / mni152.relative_to(config.data.data_dir))
+    config = changed(config, "data", data_dir=str(copy))
+    (records,) = copy.rglob("*-train.array_record*")
+    real = TrainingSlices.__getitem__
+
+    def overwritten(self, record):
+        if len(self._cache) >= 44:  # five batches of eight and a half have been read
+            records.write_bytes(bytes(records.stat().st_size))
+        return real(self, record)
+
+    monkeypatch.setattr(TrainingSlices, "__getitem__", overwritten)
+    with pytest.raises(DataError, match=r"record \d+ of the train split is damaged"):
+        train(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.last_step == 4
+    assert int(last_state(tmp_path / "run", config).step) == 4
 
 
 def test_a_folder_of_another_run_is_refused(config, tmp_path):

@@ -1,8 +1,8 @@
 """Scores of a trained network on every case of a split, written to the run's folder."""
 
 import dataclasses
+import io
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -10,20 +10,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from spectral_jax.data.datasets import DATASETS, label_map
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics import score_case, summarise
-from spectral_jax.training import distributed
+from spectral_jax.training import distributed, sharding
+from spectral_jax.training.config import MeshConfig
 from spectral_jax.training.run import TrainedModel, write_json
 
 FOLDER = "evaluation"
 
 
 def evaluate(
-    trained: TrainedModel, split: Split, workdir: pathlib.Path, checkpoint: str = "best"
+    trained: TrainedModel, split: Split, workdir: epath.Path, checkpoint: str = "best"
 ) -> dict[str, Any]:
     """Scores each case at its original size, volumes as volumes, and writes the result.
 
@@ -43,6 +45,7 @@ def evaluate(
     Raises:
       ValueError: if no class of the split is one of the network's, or for colour where the network
         sees grey.
+      Preempted: after SIGTERM, on all processes at once.
     """
     start = time.perf_counter()
     classes = trained.data.classes
@@ -52,13 +55,22 @@ def evaluate(
     in_millimetres = True
     # processes take turns; what they found is put together in the order of the cases
     index, count = jax.process_index(), jax.process_count()
+    rounds = range(0, len(split.cases), count)
     quiet = not (distributed.is_first() and sys.stderr.isatty())
-    for name in tqdm(split.cases[index::count], unit="case", desc=split.name, disable=quiet):
-        volume = cases.volume(name)
-        in_millimetres &= volume.spacing_mm is not None
-        scores = _score(volume, cases.restrict(predictor.labels(volume.image)), len(classes))
-        for label in cases.scored:
-            rows.append({"case": name, "class": classes[label], **scores[label - 1]})
+    with distributed.StopSignal(sharding.make_mesh(MeshConfig())) as stop:
+        for first in tqdm(rounds, unit="case", unit_scale=count, desc=split.name, disable=quiet):
+            for name in split.cases[first + index : first + index + 1]:  # the last may be short
+                volume = cases.volume(name)
+                in_millimetres &= volume.spacing_mm is not None
+                prediction = cases.restrict(predictor.labels(volume.image))
+                scores = _score(volume, prediction, len(classes))
+                for label in cases.scored:
+                    rows.append({"case": name, "class": classes[label], **scores[label - 1]})
+            if stop.reached():
+                raise distributed.Preempted(
+                    f"SIGTERM: stopped at case {first + count} of {len(split.cases)} of the "
+                    f"{split.name} split; its scores are not written yet"
+                )
     parts = distributed.gather({"rows": rows, "in_millimetres": in_millimetres})
     place = {name: position for position, name in enumerate(split.cases)}
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda r: place[r["case"]])
@@ -84,7 +96,9 @@ def evaluate(
     if distributed.is_first():
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"{name}-examples.npz", allow_pickle=False, **pictures)
+        archive = io.BytesIO()  # written at once: files of a store cannot be sought in
+        np.savez_compressed(archive, allow_pickle=False, **pictures)
+        (folder / f"{name}-examples.npz").write_bytes(archive.getvalue())
         write_json(folder / f"{name}.json", without_nan(result))
     return result
 

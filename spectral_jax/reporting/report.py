@@ -1,14 +1,15 @@
 """The page of one run: `report.html`, self-contained, made from the files of its folder."""
 
+import io
 import json
 import math
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
+from etils import epath
 
 from spectral_jax.reporting import charts, overlays
 
@@ -23,7 +24,7 @@ OPTIMISATION = (*SCHEDULES, "gradient_norm")
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 
 
-def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
     """Writes `report.html` about the run in `workdir` and returns its path.
 
     What is not there yet is left out: the page of a run that has just begun has a configuration
@@ -36,13 +37,15 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       ValueError: where `workdir` has none of these.
     """
-    workdir = pathlib.Path(workdir).resolve()
-    lines, unreadable_lines = read_metrics(workdir / "metrics.jsonl")
-    evaluations = [_evaluation(path) for path in sorted(workdir.glob("evaluation/*.json"))]
-    config = _read_json(workdir / "config.json")
+    folder = epath.Path(workdir)
+    if not folder.is_absolute():  # gs:// is; `resolve` would take it for the name of a folder here
+        folder = folder.resolve()
+    lines, unreadable_lines = read_metrics(folder / "metrics.jsonl")
+    evaluations = [_evaluation(path) for path in sorted(folder.glob("evaluation/*.json"))]
+    config = _read_json(folder / "config.json")
     if not (lines or evaluations or config):
         raise ValueError(
-            f"{workdir} is not a run's folder: it has neither config.json nor metrics.jsonl "
+            f"{folder} is not a run's folder: it has neither config.json nor metrics.jsonl "
             "nor evaluation/*.json"
         )
     colors = {name: color for e in evaluations for name, color in e["foreground"].items()}
@@ -57,10 +60,10 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     )
     environment.filters |= {"number": _number, "duration": _duration}
     page = environment.get_template("report.html").render(
-        name=workdir.name,
+        name=folder.name,
         parts=[part["name"] for part in config.values() if _has_name(part)],
         config=list(_flatten(config)),
-        versions=_read_json(workdir / "versions.json"),
+        versions=_read_json(folder / "versions.json"),
         evaluations=evaluations,
         training=training,
         curves=_learning_curves(training),
@@ -68,12 +71,12 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
         validation=_validation(validation, colors),
         unreadable_lines=unreadable_lines,
     )
-    path = workdir / "report.html"
+    path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def read_metrics(path: pathlib.Path) -> tuple[list[Line], int]:
+def read_metrics(path: epath.Path) -> tuple[list[Line], int]:
     """Reads `metrics.jsonl`: its lines in order of step, and how many could not be read.
 
     A run that was killed and resumed may leave a torn line, and repeats the steps since its last
@@ -89,7 +92,7 @@ def read_metrics(path: pathlib.Path) -> tuple[list[Line], int]:
     return sorted(lines.values(), key=lambda line: line["step"]), unreadable
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
@@ -157,7 +160,7 @@ def _validation(validation: Sequence[Line], colors: Mapping[str, str]) -> dict[s
     return {"svg": svg, "best": best, "legend": legend}
 
 
-def _evaluation(path: pathlib.Path) -> dict[str, Any]:
+def _evaluation(path: epath.Path) -> dict[str, Any]:
     evaluation = _read_json(path)
     classes, colors = evaluation["classes"], evaluation["colors"]
     foreground = dict(zip(classes[1:], colors[1:], strict=True))
@@ -172,7 +175,7 @@ def _evaluation(path: pathlib.Path) -> dict[str, Any]:
     examples = []
     arrays_path = path.with_name(f"{path.stem}-examples.npz")
     if arrays_path.exists():
-        with np.load(arrays_path) as arrays:
+        with np.load(io.BytesIO(arrays_path.read_bytes())) as arrays:
             examples = [
                 example | {"pictures": _pictures(arrays, example["key"], colors)}
                 for example in evaluation["examples"]

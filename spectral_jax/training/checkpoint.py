@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -24,6 +23,11 @@ def _score(metrics: dict[str, float]) -> float:
     return metrics.get(METRIC, -1.0)  # saved between validations: never the best
 
 
+def _reason(error: Exception) -> str:
+    """An error in one line; tensorstore names long paths twice before it says what is wrong."""
+    return " ".join(str(error).split())[:1000]
+
+
 class Checkpoints:
     """The checkpoints in a run's folder; the two latest and the best are kept.
 
@@ -31,9 +35,12 @@ class Checkpoints:
     half-way is never restored.
     """
 
-    def __init__(self, workdir: str | pathlib.Path):
+    def __init__(self, workdir: epath.PathLike):
         policy = preservation_policy
-        self._folder = epath.Path(workdir).resolve() / "checkpoints"
+        folder = epath.Path(workdir)
+        if not folder.is_absolute():  # gs:// is; `resolve` would take it for a folder here
+            folder = folder.resolve()
+        self._folder = folder / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -81,20 +88,22 @@ class Checkpoints:
         )
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except jax.errors.JaxRuntimeError:
+            raise  # another process is gone: no fault of the checkpoint
         except Exception as error:
-            reason = str(error).splitlines()[0][:300]
-            raise CheckpointError(f"{self._folder / str(step)} cannot be read: {reason}") from error
+            raise CheckpointError(
+                f"{self._folder / str(step)} cannot be read: {_reason(error)}"
+            ) from error
 
     def restore_last(self, like: TrainState, layout: TrainState) -> TrainState | None:
         """Reads the newest checkpoint that is whole; None if there is none at all.
 
-        Damaged ones are named and moved to `damaged-checkpoints`.
+        Damaged ones are named and moved to `damaged-checkpoints`, with the reason beside them.
 
         Raises:
           CheckpointError: if there are checkpoints, but none can be read.
         """
-        damaged: list[int] = []
-        reasons: list[str] = []
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state, reason = self.restore(step, like, layout), None
@@ -104,21 +113,22 @@ class Checkpoints:
             if not found:
                 self._put_aside(damaged)
                 return state
-            damaged.append(step)
-            reasons.append(found[0])
+            damaged[step] = found[0]
             logging.getLogger(__name__).warning("%s; trying the one before", found[0])
-        if reasons:
+        if damaged:
             raise CheckpointError(
-                "no checkpoint can be read, none was changed:\n" + "\n".join(reasons)
+                "no checkpoint can be read, none was changed:\n" + "\n".join(damaged.values())
             )
         return None
 
-    def _put_aside(self, steps: list[int]) -> None:
-        if steps:
+    def _put_aside(self, damaged: dict[int, str]) -> None:
+        if damaged:
             aside = self._folder.parent / "damaged-checkpoints"
             if distributed.is_first():
                 aside.mkdir(exist_ok=True)
-                for step in steps:
+                for step, reason in damaged.items():
+                    # object storage has no empty folders: with a file in it, `aside` is there
+                    (aside / f"{step}.txt").write_text(reason + "\n")
                     (self._folder / str(step)).rename(aside / str(step))
             distributed.wait_for_all("put damaged checkpoints aside")
             self._manager.reload()
@@ -127,11 +137,13 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except jax.errors.JaxRuntimeError:
+            raise  # another process is gone: no fault of the folder
         except Exception as error:
             kept = "there is none yet" if self.last_step is None else f"step {self.last_step}"
             raise CheckpointError(
                 f"{self._folder}: a checkpoint could not be written: "
-                f"{str(error).splitlines()[0][:300]}. Last good checkpoint: {kept}. Free space or "
+                f"{_reason(error)}. Last good checkpoint: {kept}. Free space or "
                 "allow writing there; the same command goes on from it"
             ) from error
 

@@ -125,6 +125,10 @@ def gather(value: Any) -> list[Any]:
     ]
 
 
+class Preempted(Exception):
+    """SIGTERM came; what has to be kept is saved and the same command goes on from here."""
+
+
 class StopSignal:
     """SIGTERM to any process asks all of them to stop after the same step."""
 

@@ -1,11 +1,14 @@
 """Where a run's numbers go: `metrics.jsonl`, TensorBoard and the terminal."""
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
+import tempfile
 from typing import Any
 
+from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -17,23 +20,31 @@ FILE = "metrics.jsonl"
 class RunLog:
     """Writes lines of numbers; after a restart it goes on where the checkpoint stands.
 
-    Of several processes the first one writes; the others are silent.
+    Of several processes the first one writes; the others are silent. Objects of a store cannot be
+    added to: there, lines and events are kept in a folder here, and copied with each checkpoint.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int, total_steps: int):
+    def __init__(self, workdir: epath.PathLike, first_step: int, total_steps: int):
         self._writes = is_first()
-        self._path = workdir / FILE if self._writes else pathlib.Path(os.devnull)
-        if self._writes and self._path.exists():
+        self._workdir = epath.Path(workdir)
+        self._temporary: tempfile.TemporaryDirectory | None = None
+        folder = pathlib.Path(workdir)
+        if "://" in str(workdir):
+            self._temporary = tempfile.TemporaryDirectory(prefix="spectral_jax-")
+            folder = pathlib.Path(self._temporary.name)
+        self._folder = folder
+        path = folder / FILE if self._writes else pathlib.Path(os.devnull)
+        if self._writes and (self._workdir / FILE).exists():
             # what came after the checkpoint will come again; the last line may be half-written
-            lines = self._path.read_text().splitlines(keepends=True)
+            lines = (self._workdir / FILE).read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and _step(line) <= first_step]
-            replacement = self._path.with_suffix(".new")
+            replacement = path.with_suffix(".new")
             replacement.write_text("".join(kept))
-            replacement.rename(self._path)
-        self._file = self._path.open("a")
+            replacement.replace(path)
+        self._file = path.open("a")
         # its queue has no end, for a full one waits for a thread that a full disk has ended
         self._board = SummaryWriter(
-            str(workdir / "tensorboard"),
+            str(folder / "tensorboard"),
             purge_step=first_step,
             max_queue=0,
             write_to_disk=self._writes,
@@ -66,13 +77,28 @@ class RunLog:
         if self._writes:
             self._bar.write(text, file=sys.stderr)
 
+    def copy_to_store(self) -> None:
+        """Brings a run's folder on object storage up to date; nothing to do for one here."""
+        if self._temporary is None or not self._writes:
+            return
+        self._board.flush()
+        for file in self._folder.rglob("*"):
+            if file.is_file():
+                copy = self._workdir / str(file.relative_to(self._folder))
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         self._bar.close()
         self._board.close()
         self._file.close()
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            self.copy_to_store()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
 
 def _step(line: str) -> int:

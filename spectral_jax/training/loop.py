@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import linen as nn
 
 from spectral_jax.data import pipeline
@@ -20,6 +21,7 @@ from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.training import distributed, run, sharding
 from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import Config, DataConfig
+from spectral_jax.training.distributed import Preempted
 from spectral_jax.training.logging import RunLog
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
@@ -29,11 +31,7 @@ class NonFiniteError(ArithmeticError):
     """A loss or gradient is not a number; the last checkpoint is from before."""
 
 
-class Preempted(Exception):
-    """SIGTERM came; everything is saved and the same command goes on from here."""
-
-
-def train(config: Config, workdir: pathlib.Path) -> bool:
+def train(config: Config, workdir: epath.Path) -> bool:
     """Trains to the end, from the last checkpoint if there is one.
 
     The same command, killed at any instant and started again, ends with the same parameters.
@@ -123,6 +121,7 @@ def train(config: Config, workdir: pathlib.Path) -> bool:
                     log.write("validation", step, scores)
                     log.say(f"step {step}: validation Dice {dice:.4f}")
                 if saving:
+                    log.copy_to_store()
                     checkpoints.save(step, state, dice)
                     clock.restart()
                 if stopping:

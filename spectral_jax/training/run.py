@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -59,7 +60,7 @@ class TrainedModel:
     step: int
 
 
-def start_run(config: Config, workdir: pathlib.Path, data: DatasetInfo) -> None:
+def start_run(config: Config, workdir: epath.Path, data: DatasetInfo) -> None:
     """Makes the run's folder, or checks that an existing one belongs to `config`.
 
     Raises:
@@ -98,7 +99,7 @@ def start_run(config: Config, workdir: pathlib.Path, data: DatasetInfo) -> None:
         )
 
 
-def read_config(workdir: pathlib.Path) -> Config:
+def read_config(workdir: epath.Path) -> Config:
     """The configuration of a run.
 
     Raises:
@@ -125,7 +126,7 @@ def state_layout(make_state: Callable[[jax.Array], TrainState], mesh: Mesh) -> T
     return sharding.split_parameters(jax.eval_shape(make_state, jax.random.key(0)), mesh)
 
 
-def restore(workdir: pathlib.Path, checkpoint: str = "best") -> TrainedModel:
+def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
     """Loads the network of a run.
 
     Args:
@@ -213,11 +214,15 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
     return build_model(config.model.name, num_classes=num_classes, **options)
 
 
-def write_json(file: pathlib.Path, values: dict[str, Any]) -> None:
+def write_json(file: epath.Path, values: dict[str, Any]) -> None:
     """Writes a file as a whole or not at all."""
+    text = json.dumps(values, indent=2) + "\n"
+    if "://" in str(file):  # an object of a store appears when all of it is there
+        file.write_text(text)
+        return
     new = file.with_suffix(".new")
-    new.write_text(json.dumps(values, indent=2) + "\n")
-    new.rename(file)
+    new.write_text(text)
+    new.replace(file)
 
 
 def _plain(values: Any) -> Any:

@@ -1,12 +1,16 @@
-"""Two real processes on one machine: dying, stopping, not finding each other."""
+"""Real processes: dying, stopping, not finding each other, not being let write."""
 
+import importlib.util
+import json
+import pathlib
+import resource
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from kill_and_resume import ROOT, TINY, finish, kill_and_resume, start
+from kill_and_resume import ROOT, TINY, checkpoints, finish, kill_and_resume, start
 
 
 @pytest.fixture
@@ -14,10 +18,10 @@ def data_flag(mni152, data_dir):
     return f"--config.data.data_dir={data_dir}"
 
 
-def start_and_wait(workdir, data_flag):
-    """Two processes of a run that has written its first checkpoint."""
-    flags = (*TINY, "--config.train.epochs=500.0", data_flag, f"--workdir={workdir}")
-    running = start(flags, processes=2)
+def start_and_wait(workdir, *flags, processes=2):
+    """A long run that has written its first checkpoint."""
+    flags = (*TINY, "--config.train.epochs=500.0", *flags, f"--workdir={workdir}")
+    running = start(flags, processes)
     while not any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
         assert all(process.poll() is None for process in running), finish(running)
         time.sleep(0.05)
@@ -33,6 +37,68 @@ def test_sigterm_to_one_stops_both_at_the_same_step(data_flag, tmp_path):
     assert output.splitlines()[-1] == other_output.splitlines()[-1]
     step = output.splitlines()[-1].split("saved at step ")[1].split()[0]
     assert (tmp_path / "run" / "checkpoints" / step).is_dir()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_the_evaluation_of_both(data_flag, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    flags = (*TINY, "--config.train.epochs=0.1", data_flag, workdir)
+    assert [code for code, _ in finish(start(flags, processes=2))] == [0, 0]
+    scores = tmp_path / "run" / "evaluation" / "mni152-test.json"
+    before = json.loads(scores.read_text())
+    scores.unlink()
+
+    running = start((workdir,), processes=2, command="evaluate")
+    while not all(catches_sigterm(process) for process in running):
+        assert all(process.poll() is None for process in running), finish(running)
+        time.sleep(0.01)
+    running[1].send_signal(signal.SIGTERM)
+    ended = finish(running, timeout=60)
+    assert [code for code, _ in ended] == [143, 143], ended
+    last = [output.splitlines()[-1] for _, output in ended]
+    assert "SIGTERM: stopped at case" in last[0]
+    assert last[0] == last[1]
+    assert not scores.exists()
+
+    assert [code for code, _ in finish(start((workdir,), command="evaluate"))] == [0]
+    assert json.loads(scores.read_text())["cases"] == before["cases"]
+
+
+def catches_sigterm(process):
+    """Whether it is in the part of a command that answers SIGTERM by itself; Linux tells."""
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def let_files_grow_no_more(workdir, process):
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+
+
+def forbid_writing(workdir, process):
+    (workdir / "checkpoints").chmod(0o555)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(let_files_grow_no_more, "File too large"), (forbid_writing, "Permission denied")],
+)
+def test_a_checkpoint_that_cannot_be_written_is_named(data_flag, tmp_path, fault, reason):
+    workdir = tmp_path / "run"
+    # nothing else is written meanwhile
+    quiet = ("--config.train.log_every_steps=100000", "--config.train.validate_every=400.0")
+    (running,) = start_and_wait(workdir, data_flag, *quiet, processes=1)
+    fault(workdir, running)
+    ((code, output),) = finish([running], timeout=60)
+    (workdir / "checkpoints").chmod(0o755)
+    assert code == 2, output
+    message = output.splitlines()[-1]
+    assert "CheckpointError" in message
+    assert "a checkpoint could not be written" in message
+    assert reason in message
+    kept = int(message.split("Last good checkpoint: step ")[1].split(".")[0])
+    assert max(checkpoints(workdir)) == kept  # read from the files
 
 
 @pytest.mark.slow
@@ -55,9 +121,13 @@ def test_killed_and_started_again_two_processes_end_with_the_same_bits(data_flag
         (("--coordinator_address=localhost:1", "--process_count=2", "--process_index=1"),
          "ConnectionError: no coordinator at localhost:1 after 1 s"),
         (("--process_count=2",), "expected all three"),
+        (("--workdir=memory://run",), "ConfigError: --workdir=memory://run: expected a folder, or"),
+        (("--workdir=s3://bucket/run",), "pip install s3fs"),
     ],
 )  # fmt: skip
-def test_what_keeps_processes_apart_is_named(tmp_path, flags, message):
+def test_what_keeps_a_run_from_starting_is_named(tmp_path, flags, message):
+    if "s3" in message and importlib.util.find_spec("s3fs"):
+        pytest.skip("s3fs is installed, so nothing is missing")
     command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}"]
     ended = subprocess.run(
         [*command, "--join_seconds=1", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60
