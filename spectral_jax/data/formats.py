@@ -30,6 +30,7 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ARRAY_ENDINGS = (".h5", ".hdf5", ".npz")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+AXES = (2, 1, 0)  # of a NIfTI file, that become depth, height and width
 JPEG_ENDINGS = (".jpg", ".jpeg")
 
 
@@ -62,7 +63,7 @@ class Scan:
 
 def read_scan(
     files: Sequence[pathlib.Path],
-    axes: tuple[int, int, int] = (2, 1, 0),
+    axes: Sequence[int] = AXES,
     channel: int | None = None,
 ) -> Scan:
     """Reads a case.
@@ -182,7 +183,7 @@ def _write_npz_probabilities(probabilities, stem):
     return target
 
 
-def _read_nifti(path: pathlib.Path, axes: tuple[int, int, int], channel: int | None) -> Scan:
+def _read_nifti(path: pathlib.Path, axes: Sequence[int], channel: int | None) -> Scan:
     with named(path, "NIfTI file"):
         file = nibabel.load(path)
         header, affine, shape = file.header, file.affine, file.shape
@@ -206,7 +207,7 @@ def _read_nifti(path: pathlib.Path, axes: tuple[int, int, int], channel: int | N
     )
 
 
-def _nifti_probabilities(header: Any, affine: np.ndarray, axes: tuple[int, int, int]):
+def _nifti_probabilities(header: Any, affine: np.ndarray, axes: Sequence[int]):
     def write_probabilities(probabilities, stem):
         target = _beside(stem, "_probabilities.nii.gz")
         volume = probabilities.transpose(*np.argsort(axes), 3).astype(np.float32)
@@ -276,7 +277,7 @@ def _pydicom():
     return pydicom
 
 
-def _read_dicom(files: Sequence[pathlib.Path], axes: tuple[int, int, int]) -> Scan:
+def _read_dicom(files: Sequence[pathlib.Path], axes: Sequence[int]) -> Scan:
     try:
         import highdicom
     except ImportError:

@@ -246,9 +246,9 @@ def predict_sources(
                 begun.append(case)
 
     for of_slice in predictor.slices(images()):
-        while isinstance(begun[0], Failure):
-            yield begun.popleft()
-        case = begun[0]
+        while isinstance(case := begun[0], Failure):
+            yield case
+            begun.popleft()
         case.take(of_slice)
         if case.done == len(case.image):
             begun.popleft()
@@ -283,7 +283,7 @@ class _Begun:
 
 def _open(source: Source, data: DatasetInfo, intensity: str) -> _Begun | Failure:
     try:
-        scan = formats.read_scan(source.files, data.axes or (2, 1, 0), data.volume)
+        scan = formats.read_scan(source.files, data.axes or formats.AXES, data.volume)
         return _Begun(source, scan, prepare_image(scan, data, source.files[0], intensity))
     except DataError as error:
         return Failure(source, str(error))

@@ -49,6 +49,7 @@ class Predictor:
         if tiles and config.data.patch_size:
             raise ConfigError("tiles: a network of patches slides over its volumes anyway")
         self._input_size = config.data.example_size
+        self._slice_size = (config.data.image_size, config.data.image_size)
         self._tiles = tiles
         self._classes = len(trained.data.classes)
         self._batch_size = batch_size
@@ -88,7 +89,7 @@ class Predictor:
 
     def _resized(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         inputs = (
-            (of_slice.shape[:2], resize_image(of_slice, self._input_size))
+            (of_slice.shape[:2], resize_image(of_slice, self._slice_size))
             for image in images
             for of_slice in image
         )
@@ -106,11 +107,11 @@ class Predictor:
             yield from ((place, p) for (place, _), p in zip(part, probabilities, strict=False))
 
     def _average(self, images: np.ndarray) -> np.ndarray:
-        total = np.float32(0)
-        for axes in self._flips:
-            probabilities = np.asarray(self._network(self._variables, np.flip(images, axes)))
-            total = total + np.flip(probabilities, axes)
-        return total / np.float32(len(self._flips))
+        mirrored = [
+            np.flip(np.asarray(self._network(self._variables, np.flip(images, axes))), axes)
+            for axes in self._flips
+        ]
+        return np.mean(mirrored, axis=0) if len(mirrored) > 1 else mirrored[0]
 
     def _slide(
         self, image: np.ndarray, size: tuple[int, ...]

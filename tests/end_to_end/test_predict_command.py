@@ -50,8 +50,8 @@ def predict(tmp_path_factory):
 
 
 def train_briefly(values, workdir):
-    values.train.batch_size = 4
-    values.train.epochs = 1.0
+    values.train.batch_size = 8
+    values.train.epochs = 2.0
     train(parse_config(values), workdir)
     return workdir
 
@@ -220,7 +220,7 @@ def test_what_cannot_fit_is_refused_by_name(hippocampus, predict, shared_data, t
     colour = shared_data / "DRIVE/test/images/01_test.tif"
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
-    code, errors, rows = predict(hippocampus[0], [colour, text], tmp_path / "out")
+    code, errors, _ = predict(hippocampus[0], [colour, text], tmp_path / "out")
     assert code == SOME_FAILED
     assert f"{colour}: 3 channels, but the network sees 1" in errors
     assert f"{text}: expected DICOM, or a file that ends in .png" in errors
@@ -249,3 +249,109 @@ def test_volumes_by_patches(shared_data, predict, tmp_path):
     assert code == 0, errors
     assert nibabel.load(tmp_path / "out" / file.name).shape == nibabel.load(file).shape
     assert run.restore(workdir).data.intensity == "mri_percentile"
+
+
+def write_series(file, folder, modality="MR"):
+    """A NIfTI file as a DICOM series, in shuffled files; returns its voxels as displayed."""
+    pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra: [dicom]")
+    pytest.importorskip("highdicom", reason="DICOM needs the extra: [dicom]")
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    nifti = nibabel.load(file)
+    # columns to the left, rows to the back, slices upwards: LPS
+    ras = nibabel.as_closest_canonical(nifti)
+    voxels = np.rint(np.asarray(ras.dataobj)).astype(np.uint16)[::-1, ::-1].transpose(2, 1, 0)
+    spacing = [float(zoom) for zoom in ras.header.get_zooms()]
+    folder.mkdir(parents=True)
+    common = {
+        "SOPClassUID": pydicom.uid.MRImageStorage,
+        "StudyInstanceUID": generate_uid(),
+        "SeriesInstanceUID": generate_uid(),
+        "FrameOfReferenceUID": generate_uid(),
+        "Modality": modality,
+        "PatientID": "1",
+        "PatientName": "A^B",
+        "PatientBirthDate": "",
+        "PatientSex": "O",
+        "StudyDate": "20200101",
+        "StudyTime": "120000",
+        "StudyID": "1",
+        "AccessionNumber": "",
+        "ReferringPhysicianName": "",
+        "Manufacturer": "none",
+        "SeriesNumber": 1,
+        "Rows": voxels.shape[1],
+        "Columns": voxels.shape[2],
+        "PixelSpacing": [spacing[1], spacing[0]],
+        "SliceThickness": spacing[2],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 0,
+    }
+    order = np.random.default_rng(0).permutation(len(voxels))
+    for number, index in enumerate(order):
+        dataset = pydicom.Dataset()
+        for key, value in common.items():
+            setattr(dataset, key, value)
+        dataset.SOPInstanceUID = generate_uid()
+        dataset.InstanceNumber = number + 1
+        dataset.ImagePositionPatient = [-11.0, 7.0, 30.0 + spacing[2] * int(index)]
+        dataset.PixelData = voxels[index].tobytes()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(folder / f"{number:03d}.dcm", enforce_file_format=True)
+    return voxels
+
+
+@pytest.mark.slow
+def test_a_dicom_series_becomes_nifti_and_a_segmentation(hippocampus, predict, tmp_path):
+    workdir, images = hippocampus
+    file = sorted(images.iterdir())[0]
+    voxels = write_series(file, tmp_path / "scans/patient1/t1")
+    write_series(file, tmp_path / "scans/patient2", modality="CT")
+    code, errors, rows = predict(
+        workdir, [tmp_path / "scans"], tmp_path / "out", "--checkpoint=last"
+    )
+    assert code == SOME_FAILED
+    assert "of modality CT, but the network was trained on MRI (" in errors
+    assert [bool(row["error"]) for row in rows] == [False, True]
+    result = nibabel.load(tmp_path / "out/patient1/t1.nii.gz")
+    labels = np.asarray(result.dataobj)
+    assert labels.any()
+    # first voxel of a file of dcm2niix: first column, last row, first slice
+    spacing = result.header.get_zooms()
+    last_row = 7.0 + spacing[1] * (voxels.shape[1] - 1)
+    np.testing.assert_allclose(result.affine[:3, 3], [11.0, -last_row, 30.0], atol=1e-4)
+    np.testing.assert_allclose(np.diag(result.affine)[:3], np.multiply(spacing, [-1, 1, 1]))
+
+    # the same voxels as a NIfTI file give the same labels
+    as_nifti = voxels.transpose(2, 1, 0)[:, ::-1]
+    nibabel.save(nibabel.Nifti1Image(as_nifti, result.affine), tmp_path / "same.nii.gz")
+    code, errors, _ = predict(
+        workdir, [tmp_path / "same.nii.gz"], tmp_path / "out", "--checkpoint=last"
+    )
+    assert code == 0, errors
+    same = nibabel.load(tmp_path / "out/same.nii.gz")
+    np.testing.assert_array_equal(np.asarray(same.dataobj), labels)
+
+    # and the segmentation puts them where they are in the patient
+    import highdicom
+
+    segmentation = highdicom.seg.segread(tmp_path / "out/patient1/t1.dcm")
+    names = [segment.SegmentLabel for segment in segmentation.SegmentSequence]
+    assert names == ["Anterior", "Posterior"]
+    volume = segmentation.get_volume(combine_segments=True)
+    found = volume.to_nibabel()
+    ours = np.argwhere(labels)
+    theirs = np.argwhere(np.asarray(found.dataobj))
+    places = [
+        sorted(np.round(nibabel.affines.apply_affine(of.affine, index), 3).tolist())
+        for of, index in ((result, ours), (found, theirs))
+    ]
+    np.testing.assert_allclose(*places, atol=2e-3)
