@@ -26,7 +26,7 @@ from tqdm import tqdm
 from experiments import flags
 from spectral_jax.data import formats
 from spectral_jax.data.sources import DatasetInfo
-from spectral_jax.data.volumes import INTENSITIES
+from spectral_jax.data.volumes import INTENSITIES, DataError
 from spectral_jax.evaluation import inference
 from spectral_jax.evaluation.inference import Failure, Prediction
 from spectral_jax.evaluation.predict import Predictor
@@ -84,16 +84,18 @@ def main() -> None:
     quiet = not sys.stderr.isatty()
     for result in tqdm(results, total=len(sources), unit="case", desc="predict", disable=quiet):
         row = {"input": str(result.source.files[0])}
-        if isinstance(result, Failure):
-            failed += 1
-            tqdm.write(f"not done: {result.reason}", file=sys.stderr)
-            row["error"] = result.reason
-        else:
-            unit, sizes = inference.measure(result, len(data.classes))
-            files = save(result, output, data)
-            row |= {"output": str(files[0]), "unit": unit}
-            row |= {name: f"{size:g}" for name, size in zip(data.classes[1:], sizes, strict=True)}
         rows.append(row)
+        try:
+            if isinstance(result, Failure):
+                raise DataError(result.reason)
+            row["output"] = str(save(result, output, data)[0])
+        except DataError as error:
+            failed += 1
+            row["error"] = str(error)
+            tqdm.write(f"not done: {error}", file=sys.stderr)
+            continue
+        row["unit"], sizes = inference.measure(result, len(data.classes))
+        row |= {name: f"{size:g}" for name, size in zip(data.classes[1:], sizes, strict=True)}
     write_summary(output / "summary.csv", rows, data)
     print(f"{len(rows) - failed} of {len(rows)} cases done: {output / 'summary.csv'}")
     if failed:

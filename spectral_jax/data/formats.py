@@ -259,13 +259,23 @@ def group_series(files: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
     groups: dict[str, list[pathlib.Path]] = {}
     for path in files:
         try:
-            with named(path, "DICOM file"):
+            with _named_dicom(path):
                 header = _pydicom().dcmread(path, stop_before_pixels=True)
                 series = str(header.SeriesInstanceUID)
-        except (DataError, AttributeError):
+        except DataError:
             series = str(path)  # reading it as a case will tell what is wrong
         groups.setdefault(series, []).append(path)
     return list(groups.values())
+
+
+@contextmanager
+def _named_dicom(path: pathlib.Path, kind: str = "DICOM image") -> Iterator[None]:
+    """Turns what pydicom and highdicom raise too into a DataError."""
+    with named(path, kind):
+        try:
+            yield
+        except (AttributeError, RuntimeError, _pydicom().errors.InvalidDicomError) as error:
+            raise DataError(f"{path}: damaged, or no {kind}: {error}") from error
 
 
 def _pydicom():
@@ -284,25 +294,18 @@ def _read_dicom(files: Sequence[pathlib.Path], axes: Sequence[int]) -> Scan:
         raise DataError(
             f"{files[0]}: DICOM needs highdicom: pip install 'spectral_jax[dicom]'"
         ) from None
-    pydicom = _pydicom()
     datasets = []
     for path in files:
-        try:
-            with named(path, "DICOM file"):
-                datasets.append(pydicom.dcmread(path))
-                datasets[-1].PixelData  # noqa: B018  # a file without pixels is named
-        except (AttributeError, pydicom.errors.InvalidDicomError) as error:
-            raise DataError(f"{path}: damaged, or no DICOM image: {error}") from error
+        with _named_dicom(path):
+            datasets.append(_pydicom().dcmread(path))
+            datasets[-1].PixelData  # noqa: B018  # a file without pixels is named
     first = datasets[0]
     if int(first.get("NumberOfFrames", 1)) > 1:
         raise DataError(f"{files[0]}: holds several frames; expected a file for each slice")
     if "ImagePositionPatient" not in first:
         return _read_dicom_picture(files, datasets)
-    with named(files[0], "series of slices that are evenly spaced"):
-        try:
-            volume = highdicom.get_volume_from_series(datasets, dtype=np.float32)
-        except (AttributeError, RuntimeError) as error:  # from pydicom and highdicom
-            raise DataError(f"{files[0]}: this series is no volume: {error}") from error
+    with _named_dicom(files[0], "series of evenly spaced slices"):
+        volume = highdicom.get_volume_from_series(datasets, dtype=np.float32)
     if volume.array.ndim != 3:
         raise DataError(f"{files[0]}: colour slices; expected grey ones")
     # [columns, rows from the last, slices along their normal], as dcm2niix writes it
@@ -317,12 +320,12 @@ def _read_dicom(files: Sequence[pathlib.Path], axes: Sequence[int]) -> Scan:
 
     def write_labels(labels, stem, classes, colors):
         in_file = labels.transpose(np.argsort(axes))
-        target = _beside(stem, ".nii.gz")
+        as_read = in_file if along_normal else in_file[..., ::-1]
+        array = np.ascontiguousarray(as_read[:, ::-1].transpose(2, 1, 0))
+        target, segmentation = _beside(stem, ".nii.gz"), _beside(stem, ".dcm")
+        with _named_dicom(files[0], "source of a DICOM segmentation"):
+            _save_segmentation(datasets, volume.with_array(array), classes, colors, segmentation)
         _save_nifti(in_file, header, affine, target)
-        in_file = in_file if along_normal else in_file[..., ::-1]
-        array = np.ascontiguousarray(in_file[:, ::-1].transpose(2, 1, 0))
-        segmentation = _beside(stem, ".dcm")
-        _save_segmentation(datasets, volume.with_array(array), classes, colors, segmentation)
         return [target, segmentation]
 
     return Scan(
@@ -350,12 +353,9 @@ def _read_dicom_picture(files: Sequence[pathlib.Path], datasets: Sequence[Any]) 
     from pydicom import pixels
 
     (path,), (dataset,) = files, datasets
-    with named(path, "DICOM image"):
-        try:
-            image = pixels.pixel_array(dataset)  # colour becomes RGB
-            rescaled = pixels.apply_rescale(image, dataset)
-        except (AttributeError, RuntimeError) as error:
-            raise DataError(f"{path}: damaged, or no DICOM image: {error}") from error
+    with _named_dicom(path):
+        image = pixels.pixel_array(dataset)  # colour becomes RGB
+        rescaled = pixels.apply_rescale(image, dataset)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         raise DataError(f"{path}: MONOCHROME1, in which 0 is white; invert it first")
     stored = int(dataset.get("BitsStored", 0))
@@ -366,12 +366,11 @@ def _read_dicom_picture(files: Sequence[pathlib.Path], datasets: Sequence[Any]) 
     size = image.shape[:2]
 
     def write_labels(labels, stem, classes, colors):
-        target = _beside(stem, ".nii.gz")
+        target, segmentation = _beside(stem, ".nii.gz"), _beside(stem, ".dcm")
+        with _named_dicom(path, "source of a DICOM segmentation"):
+            _save_segmentation(datasets, labels, classes, colors, segmentation)
         affine = np.diag([*(spacing_mm or (1.0, 1.0, 1.0))[:0:-1], 1.0, 1.0])
-        header = nibabel.Nifti1Header()
-        _save_nifti(labels.transpose(2, 1, 0), header, affine, target)
-        segmentation = _beside(stem, ".dcm")
-        _save_segmentation(datasets, labels.reshape(1, *size), classes, colors, segmentation)
+        _save_nifti(labels.transpose(2, 1, 0), nibabel.Nifti1Header(), affine, target)
         return [target, segmentation]
 
     return Scan(

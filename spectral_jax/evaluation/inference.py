@@ -45,9 +45,12 @@ class Source:
     name: str
 
     @property
-    def target(self) -> str:
-        """The file of labels below the output's folder."""
-        return self.name + formats.labels_ending(self.files[0])
+    def targets(self) -> tuple[str, ...]:
+        """The files of labels below the output's folder."""
+        target = self.name + formats.labels_ending(self.files[0])
+        if formats.file_kind(self.files[0]) == "dicom":
+            return (target, f"{self.name}.dcm")
+        return (target,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +103,20 @@ def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[So
             f"{', '.join(map(str, paths))}: no pictures, NIfTI, HDF5, npz or DICOM files there"
         )
     inputs = {file.resolve() for source in sources for file in source.files}
-    taken: dict[pathlib.Path, Source] = {}
+    taken: dict[str, Source] = {}
     for source in sources:
-        target = (output / source.target).resolve()
-        if target in inputs:
-            raise DataError(f"{target}: the result would take an input's place; change the output")
-        if target in taken:
+        for target in source.targets:
+            if (output / target).resolve() in inputs:
+                raise DataError(
+                    f"{output / target}: the result would take this input's place; choose another "
+                    "output"
+                )
+        if source.name in taken:
             raise DataError(
-                f"{source.files[0]} and {taken[target].files[0]} would both be written to "
-                f"{target}; give the folder above them as input, or predict one after the other"
+                f"{taken[source.name].files[0]} and {source.files[0]}: results of both would be "
+                f"called {source.name!r}; give each an output of its own"
             )
-        taken[target] = source
+        taken[source.name] = source
     return sources
 
 
