@@ -54,7 +54,7 @@ def test_sliding_over_a_volume_equals_seeing_it_whole(rng, shape):
     image = rng.integers(0, 256, (*shape, 1)).astype(np.uint8)
     predictor = Predictor(trained(patch_size=(4, 8, 8)), batch_size=3)
     np.testing.assert_array_equal(predictor.labels(image), expected_labels(image))
-    probabilities = np.stack(list(predictor.probabilities(image)))
+    probabilities = np.stack(list(predictor.slices([image])))
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
 
 

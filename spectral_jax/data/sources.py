@@ -32,7 +32,7 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a prepared data set says of itself.
+    """What a prepared data set says of itself; older ones leave the last four fields empty.
 
     Attributes:
       name: of the data set.
@@ -40,6 +40,10 @@ class DatasetInfo:
       classes: names, background first.
       colors: one a class, as "#rrggbb".
       channels: of the images, 1 or 3.
+      intensity: how intensities were scaled, a key of `spectral_jax.data.volumes.INTENSITIES`.
+      licence: as far as known.
+      axes: those of a NIfTI file that became depth, height and width.
+      volume: which one was taken of NIfTI files that hold several; None if each holds one.
     """
 
     name: str
@@ -47,6 +51,10 @@ class DatasetInfo:
     classes: tuple[str, ...]
     colors: tuple[str, ...]
     channels: int
+    intensity: str = ""
+    licence: str = ""
+    axes: tuple[int, ...] = ()
+    volume: int | None = None
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -95,12 +103,17 @@ class Split:
             )
         self.name = name
         self._folder = folder
+        metadata = builder.info.metadata
         self.info = DatasetInfo(
             name=builder.name,
-            modality=builder.info.metadata["modality"],
-            classes=tuple(builder.info.metadata["classes"]),
-            colors=tuple(builder.info.metadata["colors"]),
-            channels=builder.info.metadata["channels"],
+            modality=metadata["modality"],
+            classes=tuple(metadata["classes"]),
+            colors=tuple(metadata["colors"]),
+            channels=metadata["channels"],
+            intensity=metadata["intensity"],
+            licence=builder.info.redistribution_info.license,
+            axes=tuple(metadata.get("axes", ())),
+            volume=metadata.get("volume"),
         )
         # pictures stay PNG bytes here: tensorflow-datasets decodes 16 bit with OpenCV only
         skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}

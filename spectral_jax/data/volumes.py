@@ -8,7 +8,7 @@ Every failure is a `DataError` that names the file.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile
@@ -89,7 +89,7 @@ def read_binary_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
 
 
 def read_nifti(
-    path: Path, axes: tuple[int, int, int] = (2, 1, 0), channel: int = 0
+    path: Path, axes: Sequence[int] = (2, 1, 0), channel: int = 0
 ) -> tuple[Num[np.ndarray, "depth height width"], Spacing]:
     """Returns a volume and its spacing in mm.
 

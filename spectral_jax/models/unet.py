@@ -138,8 +138,10 @@ class UNet(nn.Module):
 
         spatial = images.shape[1:-1]
         multiple = 2 ** (len(self.widths) - 1)
-        padding = [(0, 0), *((0, -size % multiple) for size in spatial), (0, 0)]
-        x = jnp.pad(images.astype(self.dtype), padding, mode="edge")
+        x = images.astype(self.dtype)
+        if any(size % multiple for size in spatial):  # else converters to ONNX meet empty borders
+            padding = [(0, 0), *((0, -size % multiple) for size in spatial), (0, 0)]
+            x = jnp.pad(x, padding, mode="edge")
 
         features = {}
         for level, width in enumerate(self.widths[:-1]):

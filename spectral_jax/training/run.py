@@ -111,6 +111,18 @@ def read_config(workdir: epath.Path) -> Config:
     return parse_config(json.loads(file.read_text()))
 
 
+def read_dataset_info(workdir: pathlib.Path) -> DatasetInfo:
+    """What a run was trained on; what older runs did not store, the data set's entry says."""
+    data = DatasetInfo(**_tuples(json.loads((workdir / DATASET_FILE).read_text())))
+    entry = datasets.DATASETS[data.name]
+    return dataclasses.replace(
+        data,
+        intensity=data.intensity or entry.intensity,
+        licence=data.licence or entry.licence,
+        axes=data.axes or entry.axes,
+    )
+
+
 def state_maker(
     config: Config, model: nn.Module, channels: int, total_steps: int
 ) -> Callable[[jax.Array], TrainState]:
@@ -137,7 +149,7 @@ def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
       ConfigError: if there is no run, or no checkpoint yet.
     """
     config = read_config(workdir)
-    data = DatasetInfo(**_tuples(json.loads((workdir / DATASET_FILE).read_text())))
+    data = read_dataset_info(workdir)
     model = make_model(config, len(data.classes))
     make_state = state_maker(config, model, data.channels, total_steps=1)
     with Checkpoints(workdir) as checkpoints:

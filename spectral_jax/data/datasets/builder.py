@@ -227,6 +227,8 @@ def _dataset_info(
             modality=dataset.modality,
             channels=channels,
             intensity=dataset.intensity,
+            axes=list(dataset.axes),
+            volume=dataset.volume,
         ),
     )
 

@@ -108,6 +108,8 @@ class Dataset:
       source: where to get the files, and which of them go where.
       read: `read(root, **options)` finds the cases of each split.
       intensity: how intensities are scaled, a key of `spectral_jax.data.volumes.INTENSITIES`.
+      axes: those of its NIfTI files that become depth, height and width.
+      volume: which one is taken of NIfTI files that hold several; None if each holds one.
       test: what the test split is.
       partners: sets to test on, out of distribution.
       needs_root: whether raw files must be given.
@@ -122,6 +124,8 @@ class Dataset:
     source: str
     read: Callable[..., Found]
     intensity: str = "identity"
+    axes: tuple[int, int, int] = (2, 1, 0)
+    volume: int | None = None
     test: str = "as in the folder"
     partners: tuple[Partner, ...] = ()
     needs_root: bool = True

@@ -57,6 +57,7 @@ def read(root: Path, channel: int | str = 0, intensity: str = "") -> Found:
         "classes": ("background", *labels[1:]),
         "modality": f"{modality} ({task.get('name', root.name)})",
         "intensity": rule,
+        "volume": number if len(modalities) > 1 else None,
     }
     official = OFFICIAL.get(root.name[:6], len(listed))
     return Found({"all": cases}, official, details=details)

@@ -129,6 +129,7 @@ DATASET = Dataset(
     "files: FOLDER/{train_npz,test_vol_h5}.",
     read=read,
     intensity="ct_window",
+    axes=ROWS_ALONG_FIRST_AXIS,
     test="TransUNet's 12 of 30 cases",
     partners=(
         Partner("decathlon", {"spleen": "spleen"}, "hospital, scanner, patients (Task09_Spleen)"),

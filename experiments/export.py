@@ -1,0 +1,50 @@
+"""Writes a trained network as files that need neither this package nor its training code.
+
+    python -m experiments.export --workdir=runs/kvasir_unet --output=exported
+    python -m experiments.export --workdir=runs/kvasir_unet --output=exported --format=onnx
+
+`model.jax` is the network with its weights, for `jax.export.deserialize`; `model.json` says what to
+give it and what comes out; `README.md` is a model card, with the lines that load it. ONNX needs a
+converter, which asks for an older orbax but does not use it here:
+
+    pip install 'spectral_jax[onnx]' && pip install --no-deps jax2onnx
+
+What is written gave the network's probabilities on random images; else the command fails.
+"""
+
+import pathlib
+
+from absl import flags as absl_flags
+
+from experiments import flags
+from spectral_jax.evaluation.export import PLATFORMS, write_bundle
+from spectral_jax.training import run
+
+
+def main() -> None:
+    workdir = flags.path(WORKDIR)
+    output = pathlib.Path(OUTPUT.value).expanduser()
+    trained = run.restore(workdir, CHECKPOINT.value)
+    facts = write_bundle(
+        trained,
+        workdir,
+        output,
+        checkpoint=CHECKPOINT.value,
+        onnx=FORMAT.value == "onnx",
+        platforms=RUN_ON.value,
+    )
+    difference = facts["largest_difference"]
+    print(f"{output / facts['file']}: differs from the network by {difference:.1e} at most")
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.define_workdir()
+    OUTPUT = absl_flags.DEFINE_string("output", None, "Folder of the bundle.", required=True)
+    CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+    FORMAT = absl_flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "What to write.")
+    RUN_ON = absl_flags.DEFINE_list(
+        "platforms",
+        ["cpu", "cuda", "tpu"],
+        f"Where StableHLO is to run: of {', '.join(PLATFORMS)}.",
+    )
+    flags.run(main)

@@ -1,0 +1,131 @@
+r"""Segments your own files with a trained network.
+
+    python -m experiments.predict --workdir=runs/kvasir_unet --input=pictures --output=masks
+    python -m experiments.predict --workdir=runs/hippocampus_3d --input=a.nii.gz,b.nii.gz \
+        --output=masks --overlays
+
+Reads PNG, JPEG, TIFF, BMP and GIF pictures, NIfTI, HDF5 and npz (`image`, 0 ... 1), and DICOM
+series; folders with all that is below them. Writes class numbers in the same format, size and
+geometry: PNG for a JPEG, a NIfTI file and a DICOM segmentation for a series. `summary.csv` has a
+row for each case with the volume in ml, or the area in mm2 or pixels, of each class.
+
+A file that is damaged, or that cannot be what the network was trained on, is named, and the others
+are done. Exit status: 0 when all were done, 4 when some were not, 2 when nothing could be begun.
+"""
+
+import csv
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags as absl_flags
+from PIL import Image
+from tqdm import tqdm
+
+from experiments import flags
+from spectral_jax.data import formats
+from spectral_jax.data.sources import DatasetInfo
+from spectral_jax.data.volumes import INTENSITIES, DataError
+from spectral_jax.evaluation import inference
+from spectral_jax.evaluation.inference import Failure, Prediction
+from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.reporting import overlays
+from spectral_jax.training import run
+
+EXIT_SOME_FAILED = 4
+
+
+def save(prediction: Prediction, output: pathlib.Path, data: DatasetInfo) -> list[pathlib.Path]:
+    """Writes what was asked for, each file as a whole, and returns the files of labels."""
+    stem = output / prediction.source.name
+    if prediction.probabilities is not None:
+        prediction.scan.write_probabilities(prediction.probabilities, stem)
+    if OVERLAYS.value:
+        with formats.written_whole(stem.with_name(stem.name + "_overlay.png")) as temporary:
+            Image.fromarray(draw_overlay(prediction, data.colors)).save(temporary)
+    return prediction.scan.write_labels(prediction.labels, stem, data.classes, data.colors)
+
+
+def draw_overlay(prediction: Prediction, colors: Sequence[str]) -> np.ndarray:
+    """The slice with the most foreground, with its classes outlined."""
+    index = int((prediction.labels > 0).sum((1, 2)).argmax())
+    image = prediction.image[index]
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    return overlays.draw_labels(image, prediction.labels[index], colors)
+
+
+def write_summary(file: pathlib.Path, rows: Sequence[dict[str, str]], data: DatasetInfo) -> None:
+    """Writes a row for each case: its files, and the size of each class or why there is none."""
+    with formats.written_whole(file) as temporary, temporary.open("w", newline="") as text:
+        columns = ["input", "output", "unit", *data.classes[1:], "error"]
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    paths = [pathlib.Path(path).expanduser() for path in INPUT.value]
+    output = pathlib.Path(OUTPUT.value).expanduser()
+    sources = inference.find_sources(paths, output)
+    trained = run.restore(flags.path(WORKDIR), CHECKPOINT.value)
+    data = trained.data
+    predictor = Predictor(trained, BATCH_SIZE.value, flips=TTA.value, tiles=TILES.value)
+    results = inference.predict_sources(
+        predictor,
+        data,
+        sources,
+        intensity=INTENSITY.value or "",
+        probabilities=PROBABILITIES.value,
+    )
+    rows = []
+    failed = 0
+    quiet = not sys.stderr.isatty()
+    for result in tqdm(results, total=len(sources), unit="case", desc="predict", disable=quiet):
+        row = {"input": str(result.source.files[0])}
+        rows.append(row)
+        try:
+            if isinstance(result, Failure):
+                raise DataError(result.reason)
+            row["output"] = str(save(result, output, data)[0])
+        except DataError as error:
+            failed += 1
+            row["error"] = str(error)
+            tqdm.write(f"not done: {error}", file=sys.stderr)
+            continue
+        row["unit"], sizes = inference.measure(result, len(data.classes))
+        row |= {name: f"{size:g}" for name, size in zip(data.classes[1:], sizes, strict=True)}
+    write_summary(output / "summary.csv", rows, data)
+    print(f"{len(rows) - failed} of {len(rows)} cases done: {output / 'summary.csv'}")
+    if failed:
+        sys.exit(EXIT_SOME_FAILED)
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.define_workdir()
+    INPUT = absl_flags.DEFINE_list(
+        "input", None, "Files and folders, with commas between.", required=True
+    )
+    OUTPUT = absl_flags.DEFINE_string("output", None, "Folder of the results.", required=True)
+    CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+    PROBABILITIES = absl_flags.DEFINE_bool(
+        "probabilities", False, "Write the probability of each class: NIfTI, or npz of pictures."
+    )
+    OVERLAYS = absl_flags.DEFINE_bool(
+        "overlays", False, "Write a picture of the labels over the image, of a volume one slice."
+    )
+    TTA = absl_flags.DEFINE_bool("tta", False, "Average over mirror images.")
+    TILES = absl_flags.DEFINE_bool(
+        "tiles",
+        False,
+        "Cut pictures larger than the training size into tiles of it, in the place of shrinking.",
+    )
+    INTENSITY = absl_flags.DEFINE_enum(
+        "intensity",
+        None,
+        list(INTENSITIES),
+        "How to scale intensities, where it is not as in the data set trained on.",
+    )
+    BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 8, "Slices or patches computed at once.")
+    flags.run(main)

@@ -1,0 +1,311 @@
+"""Predictions on people's own files: what there is, what fits a network, and what it finds there.
+
+Files are prepared by the very functions that prepare data sets, so that a prediction is the one
+that `evaluate` scores.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from spectral_jax.data import formats, volumes
+from spectral_jax.data.datasets.builder import available_cores, run_ahead
+from spectral_jax.data.formats import Scan
+from spectral_jax.data.sources import DatasetInfo
+from spectral_jax.data.volumes import DataError
+from spectral_jax.evaluation.predict import Predictor
+
+DICOM_MODALITIES = {  # by words of a data set's modality
+    "CT": {"CT"},
+    "MRI": {"MR"},
+    "X-ray": {"CR", "DX", "DR"},
+    "dermoscopy": {"XC", "DMS"},
+    "colonoscopy": {"ES"},
+    "fundus": {"OP", "XC"},
+    "histology": {"SM", "GM"},
+    "microscopy": {"SM", "GM"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Files that are to hold one case.
+
+    Attributes:
+      files: one, or those of a DICOM series.
+      name: of what is written, without an ending: folders stay as they are below the input.
+    """
+
+    files: tuple[pathlib.Path, ...]
+    name: str
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The files of labels below the output's folder."""
+        target = self.name + formats.labels_ending(self.files[0])
+        if formats.file_kind(self.files[0]) == "dicom":
+            return (target, f"{self.name}.dcm")
+        return (target,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a network finds in a case.
+
+    Attributes:
+      source: its files.
+      scan: what they hold.
+      image: `[depth, height, width, channels]`, as the network's data set stores it.
+      labels: the most probable class of each voxel.
+      probabilities: of each class, if they were asked for.
+    """
+
+    source: Source
+    scan: Scan
+    image: np.ndarray
+    labels: UInt8[np.ndarray, "depth height width"]
+    probabilities: Float[np.ndarray, "depth height width classes"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A case that cannot be used, and why; the reason names the file."""
+
+    source: Source
+    reason: str
+
+
+def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[Source]:
+    """Finds cases in files and, recursively, in folders.
+
+    In a folder only files of known formats count, and none below `output`; files of a DICOM
+    series are a case.
+
+    Raises:
+      DataError: for a path that is not there, for nothing found, or where results would take each
+        other's place or that of an input.
+    """
+    sources = []
+    for path in paths:
+        if path.is_dir():
+            sources += _in_folder(path, output)
+        elif path.exists():
+            sources.append(Source((path,), formats.without_ending(path.name)))
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    if not sources:
+        raise DataError(
+            f"{', '.join(map(str, paths))}: no pictures, NIfTI, HDF5, npz or DICOM files there"
+        )
+    inputs = {file.resolve() for source in sources for file in source.files}
+    taken: dict[str, Source] = {}
+    for source in sources:
+        for target in source.targets:
+            if (output / target).resolve() in inputs:
+                raise DataError(
+                    f"{output / target}: the result would take this input's place; choose another "
+                    "output"
+                )
+        if source.name in taken:
+            raise DataError(
+                f"{taken[source.name].files[0]} and {source.files[0]}: results of both would be "
+                f"called {source.name!r}; give each an output of its own"
+            )
+        taken[source.name] = source
+    return sources
+
+
+def _in_folder(folder: pathlib.Path, output: pathlib.Path) -> list[Source]:
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not path.name.startswith(".")
+        and not path.resolve().is_relative_to(output.resolve())
+        and formats.file_kind(path)
+    ]
+    dicom = [path for path in files if formats.file_kind(path) == "dicom"]
+    sources = [
+        Source((path,), formats.without_ending(path.relative_to(folder).as_posix()))
+        for path in files
+        if path not in set(dicom)
+    ]
+    series = formats.group_series(dicom)
+    alone = collections.Counter(of_series[0].parent for of_series in series)
+    for of_series in series:
+        parent = of_series[0].parent
+        if len(of_series) > 1 and alone[parent] == 1:  # a folder for a series
+            place = parent.relative_to(folder).as_posix()
+            name = place if place != "." else folder.resolve().name
+        else:
+            name = formats.without_ending(of_series[0].relative_to(folder).as_posix())
+        sources.append(Source(tuple(of_series), name))
+    return sources
+
+
+def prepare_image(scan: Scan, data: DatasetInfo, file: pathlib.Path, intensity: str = ""):
+    """Intensities and channels as a data set stores them.
+
+    Pictures stay as they are; HDF5 and npz files hold 0 ... 1, as those of the data sets do; NIfTI
+    and DICOM are scaled by the rule of the data set.
+
+    Args:
+      scan: the case.
+      data: what the network was trained on.
+      file: to be named in errors.
+      intensity: another rule, a key of `spectral_jax.data.volumes.INTENSITIES`.
+
+    Returns:
+      `[depth, height, width, channels]`, uint8 or uint16.
+
+    Raises:
+      DataError: if modality, intensities or channels cannot be those of the data set.
+    """
+    _check_modality(scan, data, file)
+    image = scan.image
+    if intensity:
+        rule = intensity
+    elif scan.kind == "picture":
+        rule = "identity"
+        if data.intensity == "ct_window":
+            raise DataError(
+                f"{file}: a picture, but the network was trained on Hounsfield units "
+                f"({data.modality}); if its grey values are such, windowed as there, say "
+                "--intensity=identity"
+            )
+    elif scan.kind == "arrays":
+        rule = "unit"
+    else:
+        rule = data.intensity
+        if rule == "ct_window" and not scan.modality and image.min() >= 0:
+            raise DataError(
+                f"{file}: no value is below 0, so these are no Hounsfield units, on which the "
+                f"network was trained ({data.modality}); if they are, say --intensity=ct_window"
+            )
+    if rule == "identity" and image.dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{file}: values of type {image.dtype}, but the network was trained on 8- or 16-bit "
+            "pictures; say how to scale them, such as --intensity=mri_percentile"
+        )
+    if rule == "unit" and (image.min() < 0 or image.max() > 1):
+        raise DataError(
+            f"{file}: intensities {image.min():g} ... {image.max():g}; expected 0 ... 1, or say "
+            "how to scale them, such as --intensity=mri_percentile"
+        )
+    return _fit_channels(volumes.INTENSITIES[rule](image), data.channels, file)
+
+
+def _check_modality(scan: Scan, data: DatasetInfo, file: pathlib.Path) -> None:
+    words = data.modality.split()
+    fitting = {code for word in words for code in DICOM_MODALITIES.get(word, ())}
+    if scan.modality and fitting and scan.modality not in fitting:
+        raise DataError(
+            f"{file}: of modality {scan.modality}, but the network was trained on {data.modality}"
+        )
+
+
+def _fit_channels(image: np.ndarray, channels: int, file: pathlib.Path) -> np.ndarray:
+    have = image.shape[-1]
+    if have == channels:
+        return image
+    if have == 1:  # grey where the network sees colour, as `evaluate` does it
+        return np.repeat(image, channels, axis=-1)
+    if channels == 1 and (image == image[..., :1]).all():  # grey, stored as colour
+        return image[..., :1]
+    raise DataError(f"{file}: {have} channels, but the network sees {channels}")
+
+
+def predict_sources(
+    predictor: Predictor,
+    data: DatasetInfo,
+    sources: Sequence[Source],
+    *,
+    intensity: str = "",
+    probabilities: bool = False,
+) -> Iterator[Prediction | Failure]:
+    """Predicts cases one after the other; what cannot be used is told in its turn.
+
+    Memory holds a batch and the few cases that are read ahead of it.
+
+    Args:
+      predictor: of the network.
+      data: what it was trained on.
+      sources: the cases.
+      intensity: see `prepare_image`.
+      probabilities: keep them, as float32, of each case in turn.
+    """
+    begun: collections.deque[_Begun | Failure] = collections.deque()
+    open_source = partial(_open, data=data, intensity=intensity)
+
+    def images() -> Iterator[np.ndarray]:
+        for case in run_ahead(open_source, sources, available_cores()):
+            if isinstance(case, _Begun):
+                case.allocate(len(data.classes) if probabilities else 0)
+                begun.append(case)
+                yield case.image
+            else:
+                begun.append(case)
+
+    for of_slice in predictor.slices(images()):
+        while isinstance(case := begun[0], Failure):
+            yield case
+            begun.popleft()
+        case.take(of_slice)
+        if case.done == len(case.image):
+            begun.popleft()
+            yield Prediction(case.source, case.scan, case.image, case.labels, case.probabilities)
+    for failure in begun:
+        assert isinstance(failure, Failure)
+        yield failure
+
+
+@dataclasses.dataclass
+class _Begun:
+    """A case of which `done` slices are predicted."""
+
+    source: Source
+    scan: Scan
+    image: np.ndarray
+    done: int = 0
+
+    def allocate(self, classes: int) -> None:
+        """Makes room for labels, and for probabilities of so many classes."""
+        shape = self.image.shape[:3]
+        self.labels = np.empty(shape, np.uint8)
+        self.probabilities = np.empty((*shape, classes), np.float32) if classes else None
+
+    def take(self, of_slice: np.ndarray) -> None:
+        """Keeps what was found in the next slice."""
+        self.labels[self.done] = of_slice.argmax(-1)
+        if self.probabilities is not None:
+            self.probabilities[self.done] = of_slice
+        self.done += 1
+
+
+def _open(source: Source, data: DatasetInfo, intensity: str) -> _Begun | Failure:
+    try:
+        scan = formats.read_scan(source.files, data.axes or formats.AXES, data.volume)
+        return _Begun(source, scan, prepare_image(scan, data, source.files[0], intensity))
+    except DataError as error:
+        return Failure(source, str(error))
+
+
+def measure(prediction: Prediction, classes: int) -> tuple[str, list[float]]:
+    """How large each foreground class is.
+
+    Returns:
+      The unit, "ml" of a volume or "mm2" of a slice, "voxels" or "px" where the spacing is not
+      known; and a number for each class.
+    """
+    counts = np.bincount(prediction.labels.ravel(), minlength=classes)[1:].astype(float)
+    spacing, volume = prediction.scan.spacing_mm, len(prediction.labels) > 1
+    if spacing is None:
+        return "voxels" if volume else "px", counts.tolist()
+    if volume:
+        return "ml", (counts * np.prod(spacing) / 1000).tolist()
+    return "mm2", (counts * np.prod(spacing[1:])).tolist()
