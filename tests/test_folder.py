@@ -31,11 +31,13 @@ def write_splits(root, **options):
     return root
 
 
-def label(root, case="test_0", threshold=127):
-    folder = prepare(
-        DATASETS["folder"], root=root, data_dir=root.parent / "prepared", threshold=threshold
-    )
-    return Split(folder, "test").volume(case).label[0]
+def prepared(root):
+    # no options, as `experiments.evaluate --on=folder=ROOT` has none
+    return prepare(DATASETS["folder"], root=root, data_dir=root.parent / "prepared")
+
+
+def label(root):
+    return Split(prepared(root), "test").volume("test_0").label[0]
 
 
 GREEN = np.stack([0 * MASK, 200 * MASK, 0 * MASK], -1)
@@ -71,7 +73,7 @@ def test_more_than_two_names_mean_class_numbers(tmp_path):
 def test_one_folder_for_all_is_split(tmp_path):
     root = tmp_path / "mine"
     write(root, [f"p{i}" for i in range(20)])
-    folder = prepare(DATASETS["folder"], root=root, data_dir=tmp_path / "prepared", threshold=127)
+    folder = prepared(root)
     splits = json.loads((folder / "summary.json").read_text())["splits"]
     assert {name: split["cases"] for name, split in splits.items()} == {
         "train": 14,

@@ -80,8 +80,8 @@ def read_two_class_mask(path: Path, threshold: int) -> UInt8[np.ndarray, "height
     if 1 < highest <= threshold:
         raise DataError(
             f"{path}: the brightest value is {highest}, and nothing is above {threshold}. If masks "
-            "hold class numbers, write the class names to classes.txt, one a line and background "
-            "first; if they are dark, lower --config.data.options.threshold"
+            "hold class numbers, the class names are not known: write them to classes.txt, one a "
+            "line and background first. If they are dark, lower --config.data.options.threshold"
         )
     return (values > (0 if highest == 1 else threshold)).astype(np.uint8)
 
@@ -90,7 +90,7 @@ def read(
     root: Path,
     classes: Sequence[str] = (),
     case_pattern: str = "",
-    threshold: int = -1,
+    threshold: int = 127,
 ) -> Found:
     """Finds the pictures of each split; see the module for the layout and the options."""
     names = tuple(classes)
