@@ -3,8 +3,8 @@
 python -m experiments.train --config=experiments/configs/folder.py --config.data.root=MY_PICTURES \
     --workdir=runs/mine
 
-For more than two classes, or masks that hold class numbers, write the class names to
-MY_PICTURES/classes.txt (one a line, background first) and add --config.data.options.threshold=-1.
+For more than two classes, write their names to MY_PICTURES/classes.txt (one a line, background
+first); the masks hold class numbers then.
 """
 
 from spectral_jax.training.config import default_config
@@ -14,7 +14,7 @@ def get_config():
     config = default_config()
     config.data.name = "folder"
     config.data.image_size = 256
-    config.data.options.threshold = 127  # black-and-white masks; -1: masks hold class numbers
+    config.data.options.threshold = 127  # of two classes: brighter is foreground
     config.data.options.case_pattern = ""  # groups slices into volumes
     config.model.options.widths = (32, 64, 128, 256, 512)
     config.objective.spatial = "dice_ce"

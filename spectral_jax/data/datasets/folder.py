@@ -1,10 +1,13 @@
 r"""Anyone's pictures: `<root>/<split>/images/*` and `<root>/<split>/masks/*` of the same names.
 
-* splits: `train`, `validation` (or `val`, `valid`; optional) and `test`;
+* splits: `train`, `validation` (or `val`, `valid`; optional) and `test`. Where there are none, but
+  `<root>/images` and `<root>/masks`, a fifth of the cases is for testing, and a tenth of the rest
+  for validation;
 * images: PNG, JPEG, TIFF, BMP or GIF, grey (8 or 16 bit) or RGB; a mask has its image's name up to
-  the ending, `_mask` or `_segmentation` may follow;
-* masks: class numbers 0 ... classes - 1 in 8 bit; for two classes black and white, where makes
-  every brighter pixel foreground, as JPEG masks need;
+  the ending, and `_mask`, `_seg`, `_segmentation`, `_label` or `_gt` may follow;
+* masks of two classes: black and what is brighter than `threshold`, in any colour, as JPEG masks
+  need, or 0 and 1;
+* masks of more classes, or with `threshold=-1`: class numbers 0 ... classes - 1 in 8 bit;
 * `classes.txt` in the root: class names, one a line, background first; or `classes=(...)`.
 
 `case_pattern` is a regular expression that groups slices into volumes, with the groups `case` and
@@ -16,9 +19,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
+
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found
-from spectral_jax.data.datasets.files import Pair, picture_case
-from spectral_jax.data.volumes import DataError, read_mask
+from spectral_jax.data.datasets.files import Pair, first_folder, picture_case
+from spectral_jax.data.volumes import DataError, read_image, read_mask
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -26,13 +32,17 @@ SPLIT_FOLDERS = {
     "test": ("test",),
 }
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif"}
-MASK_SUFFIXES = ("", "_mask", "_segmentation")
+MASK_SUFFIXES = ("", "_mask", "_seg", "_segmentation", "_label", "_gt")
 
 
 def _pairs(folder: Path) -> dict[str, Pair]:
     """Image and mask of each picture in `images` and `masks`, by the image's name."""
     images, masks = (
-        sorted(path for path in (folder / kind).glob("*") if path.suffix.lower() in ENDINGS)
+        sorted(
+            path
+            for path in (folder / kind).glob("[!.]*")  # systems leave hidden files
+            if path.suffix.lower() in ENDINGS
+        )
         for kind in ("images", "masks")
     )
     if not images:
@@ -47,7 +57,10 @@ def _pairs(folder: Path) -> dict[str, Pair]:
         found = [by_name.pop(n) for s in MASK_SUFFIXES if (n := image.stem + s) in by_name]
         if len(found) != 1:
             problem = "no mask" if not found else "several masks"
-            raise DataError(f"{image}: {problem} of that name in {folder / 'masks'}")
+            raise DataError(
+                f"{image}: {problem} of that name in {folder / 'masks'}; expected {image.stem}.png "
+                f"or another ending, or one of {', '.join(MASK_SUFFIXES[1:])} before it"
+            )
         if image.stem in pairs:
             raise DataError(f"{image}: two images of one name, also {pairs[image.stem][0]}")
         pairs[image.stem] = (image, found[0])
@@ -56,11 +69,28 @@ def _pairs(folder: Path) -> dict[str, Pair]:
     return pairs
 
 
+def read_two_class_mask(path: Path, threshold: int) -> UInt8[np.ndarray, "height width"]:
+    """Returns 1 where a mask is brighter than `threshold` in any colour; 0 and 1 are themselves.
+
+    Raises:
+      DataError: for a mask that is not black, and yet nowhere brighter than `threshold`.
+    """
+    values = read_image(path).max(-1)
+    highest = int(values.max())
+    if 1 < highest <= threshold:
+        raise DataError(
+            f"{path}: the brightest value is {highest}, and nothing is above {threshold}. If masks "
+            "hold class numbers, the class names are not known: write them to classes.txt, one a "
+            "line and background first. If they are dark, lower --config.data.options.threshold"
+        )
+    return (values > (0 if highest == 1 else threshold)).astype(np.uint8)
+
+
 def read(
     root: Path,
     classes: Sequence[str] = (),
     case_pattern: str = "",
-    threshold: int = -1,
+    threshold: int = 127,
 ) -> Found:
     """Finds the pictures of each split; see the module for the layout and the options."""
     names = tuple(classes)
@@ -86,13 +116,10 @@ def read(
             f"case_pattern {case_pattern!r} must name two groups: (?P<case>...) and (?P<slice>...)"
         )
 
-    splits: dict[str, list[Case]] = {"validation": []}  # none is taken from the training part
-    for split, folders in SPLIT_FOLDERS.items():
-        folder = next((root / name for name in folders if (root / name).is_dir()), None)
-        if folder is None:
-            if split == "validation":
-                continue
-            raise DataError(f"{root / split}: no such folder; expected {split}/images and /masks")
+    two_class = threshold >= 0 and len(names) == 2
+    mask_reader = partial(read_two_class_mask, threshold=threshold) if two_class else read_mask
+
+    def cases(folder: Path) -> list[Case]:
         groups: dict[str, list[tuple[int, Pair]]] = {}
         for name, pair in _pairs(folder).items():
             if not pattern:
@@ -101,14 +128,23 @@ def read(
                 groups.setdefault(match["case"], []).append((int(match["slice"]), pair))
             else:
                 raise DataError(f"{pair[0]}: the name does not fit case_pattern {case_pattern!r}")
-        splits[split] = [
-            picture_case(
-                case,
-                *(pair for _, pair in sorted(slices)),
-                read_mask=partial(read_mask, threshold=threshold),
-            )
+        return [
+            picture_case(case, *(pair for _, pair in sorted(slices)), read_mask=mask_reader)
             for case, slices in groups.items()
         ]
+
+    folders = {split: first_folder(root, *choices) for split, choices in SPLIT_FOLDERS.items()}
+    if not any(folders.values()) and (root / "images").is_dir():
+        return Found({"all": cases(root)}, details={"classes": names})
+    splits: dict[str, list[Case]] = {"validation": []}  # none is taken from the training part
+    for split, folder in folders.items():
+        if folder is not None:
+            splits[split] = cases(folder)
+        elif split != "validation":
+            raise DataError(
+                f"{root / split}: no such folder; expected {split}/images and {split}/masks, or "
+                "all pictures in images and masks, to be split here"
+            )
     return Found(splits, details={"classes": names})
 
 
@@ -119,6 +155,7 @@ DATASET = Dataset(
     channels=None,
     classes=None,
     licence="yours",
-    source="Your own: FOLDER/{train,validation,test}/{images,masks} with files of the same names.",
+    source="Your own: FOLDER/{train,validation,test}/{images,masks} with files of the same names, "
+    "or FOLDER/{images,masks}.",
     read=read,
 )

@@ -1,0 +1,185 @@
+"""The report and the documentation in a real browser: nothing is missing, nothing too wide."""
+
+import functools
+import http.server
+import importlib.util
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from spectral_jax.metrics import score_case, summarise
+from spectral_jax.reporting import write_report
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PHONE = 390
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    # no name but this machine's resolves: a page that asks the network for a part logs an error
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium: the extra [docs]")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def open_page(browser, url, width):
+    """Opens a page in a window of that width and waits for its pictures."""
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(url)
+    browser.execute_async_script(
+        "const done = arguments[0];"
+        "Promise.allSettled([...document.images].map(i => i.decode())).then(() => done())"
+    )
+
+
+def check_page(browser, url):
+    """Opens a page on a desk and on a phone; returns how many pictures it has."""
+    for width in (1280, PHONE):
+        open_page(browser, url, width)
+        problems = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+        assert problems == [], url
+        pictures = browser.execute_script(
+            "return [...document.images].map(i => [i.alt, i.complete, i.naturalWidth])"
+        )
+        assert all(complete and size > 0 for _, complete, size in pictures), (url, pictures)
+        page_width = browser.execute_script("return document.documentElement.scrollWidth")
+        assert page_width <= width + 1, f"{url} is {page_width} pixels wide on a screen of {width}"
+    return len(pictures)
+
+
+# --- the tests of a page must be able to fail -----------------------------------------------------
+
+HEAD = "<meta name='viewport' content='width=device-width'><link rel='icon' href='data:,'>"
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("<div style='width: 500px'>wide</div>", "pixels wide on a screen of 390"),
+        ("<table><tr><td>" + "letters" * 50, "pixels wide on a screen of 1280"),
+        ("<img src='missing.png' alt='missing'>", "missing"),
+        ("<script>undefinedFunction()</script>", "undefinedFunction"),
+        ("<script src='https://example.org/a.js'></script>", "example.org"),
+    ],
+)
+def test_bad_pages_are_found(browser, tmp_path, body, problem):
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html>{HEAD}<body>{body}")
+    with pytest.raises(AssertionError, match=problem):
+        check_page(browser, page.as_uri())
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> pathlib.Path:
+    """The report of a run of two cases with long names, written as a run's files are."""
+    workdir = (
+        tmp_path_factory.mktemp("run") / "a_run_with_a_name_that_a_phone_cannot_hold_in_a_line"
+    )
+    (workdir / "evaluation").mkdir(parents=True)
+    classes = ["background", "left ventricle of the heart", "myocardium"]
+    rng = np.random.default_rng(0)
+    truth = np.zeros((64, 48), np.uint8)
+    truth[10:30, 8:30], truth[34:50, 10:40] = 1, 2
+    rows, arrays, examples = [], {}, []
+    for key, shift in enumerate((1, 4)):
+        prediction = np.roll(truth, shift, axis=1)
+        case = f"patient_{key}_with_a_long_name_of_many_letters_frame_01"
+        scores = score_case(prediction, truth, 3)
+        rows += [{"case": case, "class": n} | s for n, s in zip(classes[1:], scores, strict=True)]
+        examples.append(
+            {"rank": ["best", "worst"][key], "case": case, "slice": 3, "dice": 0.9, "key": str(key)}
+        )
+        arrays |= {
+            f"{key}_image": rng.integers(0, 255, truth.shape, np.uint8),
+            f"{key}_label": truth,
+            f"{key}_prediction": prediction,
+        }
+    summary, by_class = summarise(rows)
+    evaluation = {
+        "dataset": "hearts",
+        "split": "test",
+        "classes": classes,
+        "colors": ["#000000", "#0072b2", "#d55e00"],
+        "checkpoint": {"name": "best", "step": 4200},
+        "distance_unit": "px",
+        "cases": rows,
+        "summary": summary,
+        "by_class": by_class,
+        "examples": examples,
+        "wall_seconds": 1.0,
+    }
+    (workdir / "evaluation/hearts-test.json").write_text(json.dumps(evaluation))
+    np.savez(workdir / "evaluation/hearts-test-examples.npz", **arrays)
+    lines = [
+        {"kind": "train", "step": s, "epoch": s / 10, "loss": 1 / s, "learning_rate": 1e-3}
+        | {"images_per_second": 40.0, "step_seconds": 0.2, "data_wait_seconds": 0.004}
+        for s in range(1, 40)
+    ]
+    lines.append({"kind": "validation", "step": 39, "dice": 0.8})
+    (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (workdir / "config.json").write_text(json.dumps({"model": {"name": "unet"}}))
+    return write_report(workdir)
+
+
+def test_report(browser, report):
+    assert check_page(browser, report.as_uri()) >= 6  # image, truth, prediction of both cases
+
+
+# --- the documentation ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation, built and served on this machine: its folder and its address."""
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"no {package} here: pip install -e '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    subprocess.run(build, cwd=ROOT, check=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_documentation(browser, site):
+    folder, address = site
+    pages = sorted(path.relative_to(folder) for path in folder.rglob("*.html"))
+    assert len(pages) >= 18
+    pictures = {str(page): check_page(browser, f"{address}/{page}") for page in pages}
+    assert pictures["objective.html"] == 3
+    assert pictures["index.html"] == 1
+
+
+def test_reference_has_every_public_module(site):
+    folder, _ = site
+    text = "".join(path.read_text() for path in (folder / "api").glob("*.html"))
+    for module in (ROOT / "spectral_jax").glob("*/**/*.py"):
+        name = ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        assert f'id="{name}"' in text, name
