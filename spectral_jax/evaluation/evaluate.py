@@ -84,7 +84,7 @@ def evaluate(
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)
         np.savez_compressed(folder / f"{name}-examples.npz", allow_pickle=False, **pictures)
-        write_json(folder / f"{name}.json", _without_nan(result))
+        write_json(folder / f"{name}.json", without_nan(result))
     return result
 
 
@@ -167,12 +167,12 @@ def _examples(
     return examples, pictures
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON knows no NaN: undefined is null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
