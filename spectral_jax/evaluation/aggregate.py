@@ -87,7 +87,9 @@ def _calibration(arms: Mapping[str, BySeed]) -> dict[str, Any]:
                 entry["nll"] = _mean_and_sd(of_runs, "nll")
                 entry["reliability"] = _pool([run["reliability"] for run in of_runs])
                 regions.setdefault(region, {}).setdefault(stage, {})[arm] = entry
-    temperature = {arm: _mean_and_sd(list(runs.values()), "temperature") for arm, runs in arms.items()}
+    temperature = {
+        arm: _mean_and_sd(list(runs.values()), "temperature") for arm, runs in arms.items()
+    }
     return {"regions": regions, "temperature": temperature}
 
 
@@ -172,7 +174,10 @@ def _analysis(arms: Mapping[str, BySeed]) -> dict[str, Any]:
         for name in classes:
             by_distance[name][arm] = _spread(
                 [
-                    [_ratio(row["missed_voxels"], row["true_voxels"]) for row in _by_distance(run, name)]
+                    [
+                        _ratio(row["missed_voxels"], row["true_voxels"])
+                        for row in _by_distance(run, name)
+                    ]
                     for run in runs
                 ]
             )

@@ -121,7 +121,9 @@ def _middle_share(result: Result) -> Scores:
 OUTCOMES = {
     "dice": Outcome("Dice", "evaluation", partial(_of_cases, key="dice")),
     "recall": Outcome(
-        "Recall (1 − false-negative rate)", "evaluation", partial(_of_cases, key="recall")
+        "Recall, 1 minus the rate of false negatives",
+        "evaluation",
+        partial(_of_cases, key="recall"),
     ),
     "hd95": Outcome("HD95", "evaluation", _distances, higher_is_better=False, unit="distance"),
     "missed_objects": Outcome(
@@ -511,4 +513,3 @@ def _conclude(entry: Mapping[str, Any], data_set: Mapping[str, Any] | None) -> t
     elif status == "undecided":
         text += f"; could have seen {100 * comparisons[best]['detectable']:.1f} points"
     return status, text
-

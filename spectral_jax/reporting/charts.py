@@ -66,7 +66,7 @@ def curve(
             axes.plot(x[thin], y[thin], color=ACCENT, alpha=0.35, linewidth=0.7)
             y = smooth(y)
         axes.plot(x[thin], y[thin], color=ACCENT, linewidth=1.6)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def curves_by_class(
@@ -84,7 +84,7 @@ def curves_by_class(
         axes.plot(steps, mean, color=INK, linewidth=1.8, marker=".", markersize=3)
         best = int(np.argmax(mean))
         axes.plot(steps[best], mean[best], "o", color=ACCENT, markersize=6)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def distribution(by_class: Mapping[str, tuple[Sequence[float], str]], *, alt: str) -> Markup:
@@ -121,7 +121,7 @@ def distribution(by_class: Mapping[str, tuple[Sequence[float], str]], *, alt: st
         lowest = min((min(values) for values, _ in by_class.values() if len(values)), default=0)
         axes.set_xlim(np.floor(lowest * 10 - 0.1) / 10 if lowest > 0.1 else -0.02, 1.01)
         axes.spines["left"].set_visible(False)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def _step_axes(logarithmic: bool = False):
@@ -140,7 +140,8 @@ def _step_axes(logarithmic: bool = False):
     return figure, axes
 
 
-def _svg(figure: Figure, alt: str) -> Markup:
+def svg(figure: Figure, alt: str) -> Markup:
+    """A figure drawn in `STYLE` as SVG in the ink of the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
