@@ -9,31 +9,30 @@ from jaxtyping import Float
 Result = Mapping[str, Any]  # of one run on one split, as its file has it
 BySeed = Mapping[int, Any]
 SIZE_BINS = 5
+KEPT = {
+    "calibration": ("temperature", "regions"),
+    "analysis": (
+        "scored",
+        "objects",
+        "false_negatives",
+        "confusion",
+        "intra_class",
+        "distance_from_training",
+    ),
+    "explanation": ("feature", "method", "summary", "randomisation", "examples"),
+    "interactions": ("grid", "ratios", "strength", "half_a", "half_b", "standard_error"),
+}
 
 
-def reduce(folder: str, result: Result) -> Any:
+def reduce(folder: str, result: Result) -> dict[str, Any]:
     """What `aggregate` needs of a file that runs have in `folder`; the rest may be forgotten."""
-    match folder:
-        case "robustness":
-            clean = result["clean"]["dice"]
-            return {
-                name: [clean] + [level["dice"] for level in levels]
-                for name, levels in result["corruptions"].items()
-            }
-        case "calibration":
-            return {key: result[key] for key in ("temperature", "regions")}
-        case "analysis":
-            keys = ("scored", "objects", "false_negatives", "confusion", "distance_from_training")
-            return {key: result[key] for key in keys} | {
-                "intra_class": result["intra_class"]["by_class"]
-            }
-        case "explanation":
-            keys = ("feature", "method", "summary", "randomisation", "examples")
-            return {key: result[key] for key in keys}
-        case "interactions":
-            keys = ("grid", "ratios", "orders", "strength", "half_a", "half_b", "standard_error")
-            return {key: result[key] for key in keys}
-    return None
+    if folder == "robustness":
+        clean = result["clean"]["dice"]
+        return {
+            name: [clean] + [level["dice"] for level in levels]
+            for name, levels in result["corruptions"].items()
+        }
+    return {key: result[key] for key in KEPT.get(folder, ())}
 
 
 def aggregate(details: Mapping[str, Mapping[str, BySeed]]) -> dict[str, Any]:
@@ -76,17 +75,17 @@ def _robustness(arms: Mapping[str, BySeed]) -> dict[str, Any]:
 
 
 def _calibration(arms: Mapping[str, BySeed]) -> dict[str, Any]:
-    """For each region, stage and arm, pooled scores and the diagram of all seeds together."""
+    """For each region, stage and arm, the pooled ECE and the diagram of all seeds together."""
     regions: dict[str, Any] = {}
     for arm, by_seed in arms.items():
         runs = list(by_seed.values())
         for region, stages in runs[0]["regions"].items():
             for stage in stages:
                 of_runs = [run["regions"][region][stage] for run in runs]
-                entry = {key: _mean_and_sd(of_runs, key) for key in ("ece", "ace", "mce", "brier")}
-                entry["nll"] = _mean_and_sd(of_runs, "nll")
-                entry["reliability"] = _pool([run["reliability"] for run in of_runs])
-                regions.setdefault(region, {}).setdefault(stage, {})[arm] = entry
+                regions.setdefault(region, {}).setdefault(stage, {})[arm] = {
+                    "ece": _mean_and_sd(of_runs, "ece"),
+                    "reliability": _pool([run["reliability"] for run in of_runs]),
+                }
     temperature = {
         arm: _mean_and_sd(list(runs.values()), "temperature") for arm, runs in arms.items()
     }
@@ -166,7 +165,9 @@ def _analysis(arms: Mapping[str, BySeed]) -> dict[str, Any]:
     first = _first(arms)
     classes = first["scored"]
     sizes = [row["size_px"] for row in first["objects"]]  # the truth's, the same in every run
-    edges = np.unique(np.quantile(sizes, np.linspace(0, 1, SIZE_BINS + 1))) if sizes else []
+    edges: list[float] = []
+    if sizes:
+        edges = np.unique(np.quantile(sizes, np.linspace(0, 1, SIZE_BINS + 1))).tolist()
     by_distance: dict[str, dict[str, Any]] = {name: {} for name in classes}
     arms_found = {}
     for arm, by_seed in arms.items():
@@ -192,8 +193,10 @@ def _analysis(arms: Mapping[str, BySeed]) -> dict[str, Any]:
             ),
             "intra_class": {
                 name: {
-                    key: _mean_and_sd([run["intra_class"][name][key] for run in runs], "spearman")
-                    for key in runs[0]["intra_class"][name]
+                    key: _mean_and_sd(
+                        [run["intra_class"]["by_class"][name][key] for run in runs], "spearman"
+                    )
+                    for key in runs[0]["intra_class"]["by_class"][name]
                 }
                 for name in classes
             },
@@ -202,7 +205,7 @@ def _analysis(arms: Mapping[str, BySeed]) -> dict[str, Any]:
             else None,
         }
     return {
-        "size_edges": list(map(float, edges)),
+        "size_edges": edges,
         "distance_bins": [
             {"low_px": row["low_px"], "high_px": row["high_px"]}
             for row in _by_distance(first, classes[0])

@@ -415,13 +415,13 @@ def _judge(
             if data_set["in_distribution"] == claim.in_distribution
             and data_set["outcomes"].get(claim.outcome, {}).get("comparisons")
         ]
-        for data_set in fitting or [None]:
-            entry = {"key": name, **dataclasses.asdict(claim), "data_set": None, "arms": {}}
-            claims.append(entry)
-            if data_set is not None:
-                entry["data_set"] = data_set["key"]
-                comparisons = data_set["outcomes"][claim.outcome]["comparisons"]
-                tests += [(entry, arm, comparison) for arm, comparison in comparisons.items()]
+        unfilled = {"key": name, **dataclasses.asdict(claim), "data_set": None}
+        if not fitting:
+            claims.append(unfilled | {"arms": {}})
+        for data_set in fitting:
+            claims.append(unfilled | {"arms": {}, "data_set": data_set["key"]})
+            comparisons = data_set["outcomes"][claim.outcome]["comparisons"]
+            tests += [(claims[-1], arm, comparison) for arm, comparison in comparisons.items()]
     corrected = holm(np.array([comparison["p_value"] for _, _, comparison in tests]))
     for (entry, arm, comparison), p_value in zip(tests, corrected, strict=True):
         group = next(group for group in groups if arm in group["arms"])

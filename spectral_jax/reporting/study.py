@@ -26,7 +26,9 @@ Pens = Mapping[str, Pen]
 MOST_CONFUSIONS = 6
 STAGES = {"as_trained": "as trained", "temperature_scaled": "temperature scaled"}
 REGIONS = {"dilated_union": "around objects", "all": "all pixels"}
-# Columns of the tables: outcome, its title, and whether the score stands beside the difference.
+# What a part of a section may hold; "small" charts stand in numbers.
+BLOCK = {"heading": "", "arms": [], "figures": [], "small": False, "tables": [], "pictures": []}
+# Columns of the table of scores: outcome and title.
 COLUMNS = (
     ("dice", "Dice"),
     ("recall", "Recall"),
@@ -147,7 +149,7 @@ def _score_table(results: Values) -> dict[str, Any]:
     ]
     spans = [
         (_place(data_set), len(list(of)))
-        for data_set, of in itertools.groupby((column[0] for column in columns))
+        for data_set, of in itertools.groupby(column[0] for column in columns)
     ]
     rows = {
         arm: [(_score(outcome, arm), _gain(outcome, arm)) for _, outcome, _ in columns]
@@ -176,11 +178,12 @@ def _designs(results: Values) -> Iterator[str]:
         seeds = sorted({c["seeds"] for c in comparisons})
         cases = sorted({c["cases"] for c in comparisons})
         left_out = max(c["cases_left_out"] for c in comparisons)
-        yield (
-            f"{claim['title']} ({_place(data_set)}): {100 * min(seen):.1f} to {100 * max(seen):.1f} "
-            f"points, with {_range(seeds)} seeds and {_range(cases)} cases"
-            + (f"; up to {left_out} cases are undefined in a run and left out" if left_out else "")
-        )
+        where = f"{claim['title']} ({_place(data_set)})"
+        text = f"{where}: {100 * min(seen):.1f} to {100 * max(seen):.1f} points, "
+        text += f"with {_range(seeds)} seeds and {_range(cases)} cases"
+        if left_out:
+            text += f"; up to {left_out} cases are undefined in a run and left out"
+        yield text
 
 
 def _range(values: Sequence[int]) -> str:
@@ -214,7 +217,7 @@ def _differences(results: Values, pens: Pens) -> Iterator[dict[str, Any]]:
                 )
                 figures.append(_figure(outcome["title"], chart))
         if figures:
-            yield {"heading": _place(data_set), "figures": figures, "tables": [], "arms": []}
+            yield BLOCK | {"heading": _place(data_set), "figures": figures}
 
 
 def _by_group(
@@ -228,11 +231,7 @@ def _by_group(
                 heading = _place(data_set)
                 if len(results["groups"]) > 1:
                     heading += f": {group['baseline']} and what is compared with it"
-                yield (
-                    {"heading": heading, "figures": [], "tables": []}
-                    | block
-                    | {"arms": group["arms"]}
-                )
+                yield BLOCK | {"heading": heading, "arms": group["arms"]} | block
 
 
 def _kept(by_arm: Values, pens: Pens) -> dict[str, Any]:
@@ -290,10 +289,8 @@ def _plus_minus(value: Values) -> str:
 
 
 def _explanation(data_set: Values, pens: Pens, folder: pathlib.Path) -> dict[str, Any]:
-    measured = data_set.get("explanation")
-    if not measured:
-        return {}
-    arms = _kept(measured["arms"], pens)
+    measured = data_set.get("explanation", {})
+    arms = _kept(measured.get("arms", {}), pens)
     if not arms:
         return {}
     scores = list(next(iter(arms.values()))["summary"])
@@ -354,8 +351,8 @@ def _maps(folder: pathlib.Path, data_set: Values, arm: str, of: Values) -> list[
 
 
 def _interactions(data_set: Values, pens: Pens) -> dict[str, Any]:
-    measured = data_set.get("interactions")
-    curves = _kept(measured["arms"], pens) if measured else {}
+    measured = data_set.get("interactions", {})
+    curves = _kept(measured.get("arms", {}), pens)
     if not curves:
         return {}
     by_arm = {
@@ -377,8 +374,8 @@ def _interactions(data_set: Values, pens: Pens) -> dict[str, Any]:
 
 
 def _errors(data_set: Values, pens: Pens) -> dict[str, Any]:
-    measured = data_set.get("analysis")
-    arms = _kept(measured["arms"], pens) if measured else {}
+    measured = data_set.get("analysis", {})
+    arms = _kept(measured.get("arms", {}), pens)
     if not arms:
         return {}
     figures = []
@@ -466,10 +463,9 @@ def _learning(
                 by_arm[arm] = seeds
         if by_arm:
             chart = study_charts.learning(by_arm, pens, alt="Validation Dice over training steps")
-            yield {
+            yield BLOCK | {
                 "heading": f"{group['baseline']} and what is compared with it",
                 "figures": [_figure("validation Dice", chart)],
-                "tables": [],
                 "arms": group["arms"],
             }
 
