@@ -183,6 +183,7 @@ def _analysis(arms: Mapping[str, BySeed]) -> dict[str, Any]:
                 ]
             )
         by_size = [_by_size(run["objects"], edges) for run in runs]
+        hardness = [run["intra_class"]["by_class"] for run in runs]
         distances = [run["distance_from_training"] for run in runs]
         arms_found[arm] = {
             "missed_by_size": _spread([row["missed"] for row in by_size]),
@@ -193,10 +194,8 @@ def _analysis(arms: Mapping[str, BySeed]) -> dict[str, Any]:
             ),
             "intra_class": {
                 name: {
-                    key: _mean_and_sd(
-                        [run["intra_class"]["by_class"][name][key] for run in runs], "spearman"
-                    )
-                    for key in runs[0]["intra_class"]["by_class"][name]
+                    key: _mean_and_sd([of_run[name][key] for of_run in hardness], "spearman")
+                    for key in hardness[0][name]
                 }
                 for name in classes
             },

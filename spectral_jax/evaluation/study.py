@@ -503,8 +503,9 @@ def _conclude(entry: Mapping[str, Any], data_set: Mapping[str, Any] | None) -> t
 
     status = next(status for status, of in by_status.items() if of)
     if status == "supported":
-        text = f"{', '.join(found(arm) for arm in by_status[status])}"
+        gains = ", ".join(found(arm) for arm in by_status[status])
         rest = by_status["undecided"] + by_status["not supported"]
+        text = f"over the baseline and beyond the controls, {gains}"
         return status, text + (f"; not {', '.join(rest)}" if rest else "")
     best = max(arms, key=lambda arm: np.nan_to_num(comparisons[arm]["mean"], nan=-np.inf))
     text = f"the best of {len(arms)} spectral arms is {found(best)}"

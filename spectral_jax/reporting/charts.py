@@ -145,6 +145,11 @@ def svg(figure: Figure, alt: str) -> Markup:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
+    # The page has its own font, and a hundredth of a point is below what a screen shows.
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    svg = re.sub(
+        r'( (?:d|x|y)=")([^"]*)', lambda m: m[1] + re.sub(r"(\.\d\d)\d+", r"\1", m[2]), svg
+    )
     for color, of_page in PAGE_COLORS.items():
         svg = svg.replace(color, of_page)
     # Names inside a picture must not meet those of another on the page.
