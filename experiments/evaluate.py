@@ -67,7 +67,7 @@ if __name__ == "__main__":
         "Without, the one it was trained on.",
     )
     SPLIT = absl_flags.DEFINE_enum(
-        "split", "test", ["train", "validation", "test"], "What to score."
+        "split", "test", ["train", "validation", "test", "all"], "What to score."
     )
     CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
     flags.run(main)

@@ -48,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; options look like --name=value")
         logging.set_verbosity(logging.WARNING)
-        _keep_compiled_programs()
+        keep_compiled_programs()
         try:
             main()
         except Preempted as stop:
@@ -89,7 +89,8 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(EXIT_USER_ERROR)
 
 
-def _keep_compiled_programs() -> None:
+def keep_compiled_programs() -> None:
+    """Keeps what XLA compiles on disk, for this process and later ones."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache / "spectral_jax" / "compiled"))

@@ -17,7 +17,8 @@ def get_config():
     config.objective.spatial = "dice_ce"
     config.objective.spectral = "midband"
     config.objective.weight = 0.1
-    config.augment.quarter_turns = False
+    # its two parts differ in where they lie, front and back
+    config.augment.flip = config.augment.quarter_turns = False
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
     config.train.batch_size = 8

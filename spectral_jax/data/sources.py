@@ -81,13 +81,13 @@ class Split:
     """
 
     def __init__(self, folder: pathlib.Path, name: str):
-        """Opens the split; nothing is decoded yet.
+        """Opens the split, or "all" of them as one; nothing is decoded yet.
 
         Raises:
           ValueError: if the data set has no such split.
         """
         builder = tfds.builder_from_directory(folder)
-        if name not in builder.info.splits:
+        if name not in (*builder.info.splits, "all"):
             raise ValueError(
                 f"data set {builder.name!r} has no split {name!r}; it has "
                 f"{sorted(builder.info.splits)}. Its files may be missing; or share all out anew: "

@@ -5,6 +5,7 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -122,6 +123,22 @@ class MatchedCases:
     def restrict(self, prediction: np.ndarray) -> np.ndarray:
         """A prediction in which classes that the split does not have are background."""
         return self._kept[prediction]
+
+    def restrict_probabilities(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities in which those of such classes are added to the background's."""
+        if (self._kept == np.arange(len(self._kept))).all():
+            return probabilities
+        merge = np.eye(len(self._kept), dtype=probabilities.dtype)[self._kept]
+        return probabilities @ merge
+
+
+def spread(cases: Sequence[str], most: int | None) -> list[str]:
+    """At most so many cases, evenly spaced; all of them for None."""
+    if most is None or most >= len(cases):
+        return list(cases)
+    if most < 1:
+        raise ValueError(f"max_cases={most}: expected at least 1, or None for all")
+    return [cases[index] for index in np.linspace(0, len(cases) - 1, most).astype(int)]
 
 
 def _score(volume: Volume, prediction: np.ndarray, num_classes: int) -> list[dict[str, Any]]:

@@ -124,7 +124,7 @@ def _activation_map(
         weights = gradient.mean((1, 2), keepdims=True)
     else:
         weights = nn.relu(gradient)
-    return _to_image(nn.relu((weights * values).sum(-1)), images.shape)
+    return to_image(nn.relu((weights * values).sum(-1)), images.shape)
 
 
 def _places(model: nn.Module, variables: Any, images: Array) -> dict[str, tuple[str, int]]:
@@ -162,7 +162,7 @@ def _as_grid(x: Array, image_shape: tuple[int, ...]) -> Array:
     return x.reshape(x.shape[0], height // patch, width // patch, x.shape[-1])
 
 
-def _to_image(
+def to_image(
     maps: Float[Array, "batch h w"], image_shape: tuple[int, ...]
 ) -> Float[Array, "batch height width"]:
     """Interpolates to the image, which features may overlap at its far edges; maximum 1."""
@@ -213,7 +213,7 @@ def rollout_map(
     patch = math.isqrt(height * width // rollout.shape[-1])
     share = region.reshape(batch, height // patch, patch, width // patch, patch).sum((2, 4))
     drawn = jnp.einsum("bn,bnm->bm", share.reshape(batch, -1).astype(rollout.dtype), rollout)
-    return _to_image(drawn.reshape(share.shape), (*region.shape, 1))
+    return to_image(drawn.reshape(share.shape), (*region.shape, 1))
 
 
 def energy_inside(
@@ -270,9 +270,8 @@ def insertion_deletion(
     """
     deviation = min(image.shape[:2]) / 10
     blurred = scipy.ndimage.gaussian_filter(image, (deviation, deviation, 0))
-    ranks = np.empty(explanation.size, np.float32)
-    ranks[np.argsort(-explanation, axis=None, kind="stable")] = np.arange(explanation.size)
-    ranks = ranks.reshape(explanation.shape)
+    order = np.argsort(-explanation, axis=None, kind="stable")
+    ranks = np.argsort(order).reshape(explanation.shape)
     both = _probability_inside(model, steps, variables, image, blurred, ranks, class_index, mask)
     inserted, deleted = np.asarray(both, np.float64)
     return inserted, deleted
@@ -390,7 +389,7 @@ def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Itera
                 "slice": index if len(volume.label) > 1 else None,
                 "image": image,
                 "label": label,
-                "input": np.asarray(to_unit_range(resize_image(image, size))),
+                "input": np.asarray(to_unit_range(jnp.asarray(resize_image(image, size)))),
                 "truth": truth,
                 "classes": classes,
             }
@@ -517,10 +516,10 @@ def _explain(
     maps = class_activation_map(
         model,
         variables,
-        image[None],
+        jnp.asarray(image[None]),
         feature=feature or "bottleneck",
         class_index=label,
-        region=region[None],
+        region=jnp.asarray(region[None]),
         method=method,
     )
     return np.asarray(maps[0])
@@ -553,7 +552,8 @@ def _randomisation(trained: TrainedModel, explain: Any, checked: list[tuple]) ->
     layers, correlations, counts = [], [], []
     if checked:
         images = checked[0][0]["input"][None]
-        for layer, variables in randomised(trained.model, trained.variables, images, seed=0):
+        seed = trained.config.train.seed + 1  # not the weights that training began with
+        for layer, variables in randomised(trained.model, trained.variables, images, seed):
             values = np.array(
                 [
                     rank_correlation(found, explain(variables, picture["input"], c, region == c))

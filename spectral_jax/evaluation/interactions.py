@@ -171,8 +171,8 @@ def measure_interactions(
     grid: int = 8,
     ratios: Sequence[float] = RATIOS,
     images: int = 10,
-    pairs: int = 20,
-    contexts: int = 10,
+    pairs: int = 6,
+    contexts: int = 6,
     seed: int = 0,
     checkpoint: str = "best",
 ) -> dict[str, Any]:

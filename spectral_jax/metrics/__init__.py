@@ -83,12 +83,14 @@ def score_case(
 
 def summarise(
     rows: Iterable[Mapping[str, Any]],
+    metrics: Sequence[str] = METRICS,
 ) -> tuple[dict[str, dict[str, float]], dict[Any, dict[str, dict[str, float]]]]:
     """Averages the rows of `score_case` over cases for each class, then over classes.
 
     Args:
-      rows: dictionaries with `class` and the `METRICS`, one for each case and class; undefined
+      rows: dictionaries with `class` and the `metrics`, one for each case and class; undefined
         is NaN or None.
+      metrics: which to average.
 
     Returns:
       `(summary, by_class)`. `summary[metric]` has `mean`, over the classes that have one, and
@@ -106,10 +108,10 @@ def summarise(
     for name in dict.fromkeys(row["class"] for row in rows):
         of_class = [row for row in rows if row["class"] == name]
         by_class[name] = {
-            metric: _statistics([row[metric] for row in of_class]) for metric in METRICS
+            metric: _statistics([row[metric] for row in of_class]) for metric in metrics
         }
     summary = {}
-    for metric in METRICS:
+    for metric in metrics:
         classes = [statistics[metric] for statistics in by_class.values()]
         summary[metric] = {
             "mean": _statistics([statistics["mean"] for statistics in classes])["mean"],

@@ -1,0 +1,205 @@
+"""Calibration of a trained network, before and after temperature scaling, in the run's folder."""
+
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import optimize
+from tqdm import tqdm
+
+from spectral_jax.data.sources import Split
+from spectral_jax.evaluation.evaluate import MatchedCases, spread, without_nan
+from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.metrics.calibration import (
+    BINS,
+    Bins,
+    CalibrationSums,
+    ace,
+    brier,
+    calibration_sums,
+    dilated_union,
+    ece,
+    mce,
+    nll,
+    scale_temperature,
+)
+from spectral_jax.training import distributed
+from spectral_jax.training.run import TrainedModel, write_json
+
+FOLDER = "calibration"
+REGIONS = ("all", "dilated_union")
+STATES = ("as_trained", "temperature_scaled")
+FIT_PIXELS = 100_000  # of the validation split; more do not move the temperature
+TEMPERATURES = (0.05, 20.0)  # between which it is looked for
+
+
+def measure_calibration(
+    trained: TrainedModel,
+    split: Split,
+    validation_split: Split,
+    workdir: pathlib.Path,
+    *,
+    max_cases: int | None = None,
+    checkpoint: str = "best",
+) -> dict[str, Any]:
+    """Measures how far a network's probabilities can be believed, and writes the result.
+
+    Probabilities are those at the original size, interpolated between pixels. The temperature is
+    fitted on the validation split and applied to them.
+
+    `calibration/<dataset>-<split>.json` holds, for all pixels and for the dilated union of truth
+    and prediction, as trained and with the temperature: ECE, ACE, MCE, Brier score, NLL, the first
+    three by class, and the reliability diagram of the top label; and a row for each case.
+
+    Args:
+      trained: the network.
+      split: what to measure on, as for `evaluate`.
+      validation_split: what to fit the temperature on, of the data set that it was trained on.
+      workdir: the run's folder.
+      max_cases: at most so many cases of either split, evenly spaced; all without it.
+      checkpoint: what the checkpoint is called in the result.
+
+    Returns:
+      What is written.
+
+    Raises:
+      ValueError: for `max_cases` below 1, or as `evaluate`.
+    """
+    start = time.perf_counter()
+    classes = trained.data.classes
+    predictor = Predictor(trained)
+    # each process fits it alone, to the same bits
+    fit_on = MatchedCases(trained, validation_split)
+    fit_cases = spread(validation_split.cases, max_cases)
+    temperature = fit_temperature(*_validation_pixels(predictor, fit_on, fit_cases))
+    cases = MatchedCases(trained, split)
+    chosen = spread(split.cases, max_cases)
+    keys = [(region, state) for region in REGIONS for state in STATES]
+    nothing = calibration_sums(np.empty((0, len(classes))), np.empty(0, int))
+    totals = dict.fromkeys(keys, nothing)
+    rows = []
+    # processes take turns, as when they evaluate
+    index, count = jax.process_index(), jax.process_count()
+    quiet = not (distributed.is_first() and sys.stderr.isatty())
+    for name in tqdm(chosen[index::count], unit="case", desc="calibration", disable=quiet):
+        volume = cases.volume(name)
+        of_case = dict.fromkeys(keys, nothing)
+        predicted = predictor.probabilities(volume.image)
+        for probabilities, truth in zip(predicted, volume.label, strict=True):
+            as_trained = cases.restrict_probabilities(probabilities)
+            scaled = cases.restrict_probabilities(scale_temperature(probabilities, temperature))
+            near = dilated_union(as_trained.argmax(-1), truth)
+            for state, of_state in zip(STATES, (as_trained, scaled), strict=True):
+                of_case["all", state] += calibration_sums(of_state, truth)
+                of_case["dilated_union", state] += calibration_sums(of_state, truth, near)
+        for key in keys:
+            totals[key] += of_case[key]
+        everywhere, union = (of_case[region, "as_trained"] for region in REGIONS)
+        rows.append(
+            {
+                "case": name,
+                "ece_all": ece(everywhere.top_label),
+                "ece_union": ece(union.top_label),
+                "brier": brier(everywhere),
+                "nll": nll(everywhere),
+            }
+        )
+    place = {name: position for position, name in enumerate(chosen)}
+    rows = [row for part in distributed.gather(rows) for row in part]
+    rows.sort(key=lambda row: place[row["case"]])
+    scored = {classes[label]: label for label in cases.scored}
+    result = {
+        "dataset": split.info.name,
+        "split": split.name,
+        "trained_on": trained.data.name,
+        "classes": classes,
+        "checkpoint": {"name": checkpoint, "step": trained.step},
+        "temperature": temperature,
+        "regions": {
+            region: {
+                state: _errors(_of_all_processes(totals[region, state]), scored) for state in STATES
+            }
+            for region in REGIONS
+        },
+        "cases": rows,
+        "max_cases": max_cases,
+        "wall_seconds": time.perf_counter() - start,
+    }
+    if distributed.is_first():
+        folder = workdir / FOLDER
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{split.info.name}-{split.name}.json", without_nan(result))
+    return result
+
+
+def fit_temperature(
+    probabilities: Float[np.ndarray, "pixels classes"], truth: Int[np.ndarray, " pixels"]
+) -> float:
+    """The temperature T at which softmax(log p / T) has the least negative log-likelihood.
+
+    Args:
+      probabilities: of each class.
+      truth: class numbers.
+
+    Returns:
+      T between the `TEMPERATURES`; above 1 the network is too sure of itself.
+    """
+
+    def loss(log_temperature: float) -> float:
+        scaled = scale_temperature(probabilities, np.exp(log_temperature))
+        return nll(calibration_sums(scaled, truth))
+
+    found = optimize.minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _validation_pixels(
+    predictor: Predictor, cases: MatchedCases, chosen: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and classes of pixels that are drawn evenly from each slice."""
+    generator = np.random.default_rng(0)
+    parts, truths = [], []
+    for name in chosen:
+        volume = cases.volume(name)
+        share = max(1, FIT_PIXELS // (len(chosen) * len(volume.label)))
+        predicted = predictor.probabilities(volume.image)
+        for probabilities, truth in zip(predicted, volume.label, strict=True):
+            drawn = generator.integers(truth.size, size=min(share, truth.size))
+            parts.append(probabilities.reshape(truth.size, -1)[drawn])
+            truths.append(truth.ravel()[drawn])
+    return np.concatenate(parts), np.concatenate(truths)
+
+
+def _of_all_processes(sums: CalibrationSums) -> CalibrationSums:
+    parts = distributed.gather({name: array.tolist() for name, array in vars(sums).items()})
+    total, *others = [
+        CalibrationSums(**{name: np.asarray(values) for name, values in part.items()})
+        for part in parts
+    ]
+    for other in others:
+        total += other
+    return total
+
+
+def _errors(sums: CalibrationSums, scored: dict[str, int]) -> dict[str, Any]:
+    def of(bins: Bins) -> dict[str, float]:
+        return {"ece": ece(bins), "ace": ace(bins), "mce": mce(bins)}
+
+    top = sums.top_label
+    filled = np.where(top.count > 0, top.count, np.nan)  # the mean of an empty bin is undefined
+    return {
+        **of(top),
+        "brier": brier(sums),
+        "nll": nll(sums),
+        "classwise": {name: of(sums.of_class(label)) for name, label in scored.items()},
+        "reliability": {
+            "edges": np.linspace(0, 1, BINS + 1).tolist(),
+            "confidence": (top.confidence / filled).tolist(),
+            "accuracy": (top.accuracy / filled).tolist(),
+            "count": top.count.tolist(),
+        },
+    }

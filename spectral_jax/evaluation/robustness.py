@@ -1,0 +1,155 @@
+"""Scores of a trained network on corrupted images, written to the run's folder."""
+
+import itertools
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from spectral_jax.data.corruptions import LEVELS, corrupt, for_modality, strength
+from spectral_jax.data.sources import Split, resize_image
+from spectral_jax.evaluation.evaluate import MatchedCases, spread, without_nan
+from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.metrics import overlap, summarise
+from spectral_jax.training import distributed
+from spectral_jax.training.run import TrainedModel, write_json
+
+FOLDER = "robustness"
+METRICS = ("dice", "recall")
+CLEAN = ("clean", 0)  # the condition without a corruption
+SLICES_AT_ONCE = 64  # conditions of few slices are predicted together, to fill the batches
+
+
+def measure_robustness(
+    trained: TrainedModel,
+    split: Split,
+    workdir: pathlib.Path,
+    *,
+    corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] = LEVELS,
+    max_cases: int | None = None,
+    checkpoint: str = "best",
+) -> dict[str, Any]:
+    """Scores each case clean and through each corruption, and writes the result.
+
+    A network of slices has its images corrupted at the size that it sees, so that a severity means
+    the same for data sets of all sizes: noise on a large picture would vanish as it shrinks. Scores
+    are taken at the original size, and the clean ones are those of `evaluate`.
+
+    `robustness/<dataset>-<split>.json` holds Dice and recall (the mean over classes of the mean
+    over cases), with a row for each case and class: `clean`, and for each of `corruptions` a list
+    by severity; `mean_corrupted_dice`, over severities, then corruptions; and `relative_drop`,
+    (clean - corrupted) / clean.
+
+    Args:
+      trained: the network.
+      split: what to score it on, as for `evaluate`.
+      workdir: the run's folder.
+      corruptions: names; those of the split's modality without it.
+      severities: which, from 1 to 5.
+      max_cases: at most so many cases, evenly spaced; all without it.
+      checkpoint: what the checkpoint is called in the result.
+
+    Returns:
+      What is written.
+
+    Raises:
+      ValueError: for an unknown corruption or severity, `max_cases` below 1, or as `evaluate`.
+    """
+    start = time.perf_counter()
+    classes, modality = trained.data.classes, split.info.modality
+    names = for_modality(modality) if corruptions is None else tuple(corruptions)
+    conditions = [(name, severity) for name in names for severity in severities]
+    for name, severity in conditions:
+        strength(name, severity, modality)  # raises before anything long begins
+    cases = MatchedCases(trained, split)
+    predictor = Predictor(trained)
+    chosen = spread(split.cases, max_cases)
+    size = None if trained.config.data.patch_size else (trained.config.data.image_size,) * 2
+    rows: list[dict[str, Any]] = []
+    # processes take turns; what they found is put together in the order of the cases
+    index, count = jax.process_index(), jax.process_count()
+    quiet = not (distributed.is_first() and sys.stderr.isatty())
+    for name in tqdm(chosen[index::count], unit="case", desc="corrupted", disable=quiet):
+        volume = cases.volume(name)
+        image = volume.image if size is None else _resized(volume.image, size)
+        images = (
+            image
+            if condition == CLEAN
+            else corrupt(image, *condition, modality=modality, case=name)
+            for condition in [CLEAN, *conditions]
+        )
+        at_once = 1 if size is None else max(1, SLICES_AT_ONCE // len(image))
+        predictions = _labels(predictor, images, volume.label.shape, at_once)
+        for (corruption, severity), labels in zip([CLEAN, *conditions], predictions, strict=True):
+            counts = overlap.overlap_counts(cases.restrict(labels), volume.label, len(classes))
+            dice, recall = overlap.dice(counts), overlap.recall(counts)
+            for label in cases.scored:
+                rows.append(
+                    {
+                        "condition": [corruption, severity],
+                        "case": name,
+                        "class": classes[label],
+                        "dice": dice[label].item(),
+                        "recall": recall[label].item(),
+                    }
+                )
+    place = {name: position for position, name in enumerate(chosen)}
+    rows = [row for part in distributed.gather(rows) for row in part]
+    rows.sort(key=lambda row: place[row["case"]])
+    by_condition: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_condition.setdefault(tuple(row.pop("condition")), []).append(row)
+
+    clean = _summary(by_condition[CLEAN])
+    corrupted = {
+        name: [
+            {"severity": severity, **_summary(by_condition[name, severity])}
+            for severity in severities
+        ]
+        for name in names
+    }
+    mean = float(np.mean([[level["dice"] for level in of_name] for of_name in corrupted.values()]))
+    result = {
+        "dataset": split.info.name,
+        "split": split.name,
+        "trained_on": trained.data.name,
+        "classes": classes,
+        "checkpoint": {"name": checkpoint, "step": trained.step},
+        "clean": clean,
+        "corruptions": corrupted,
+        "mean_corrupted_dice": mean,
+        "relative_drop": (clean["dice"] - mean) / clean["dice"] if clean["dice"] else float("nan"),
+        "max_cases": max_cases,
+        "wall_seconds": time.perf_counter() - start,
+    }
+    if distributed.is_first():
+        folder = workdir / FOLDER
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{split.info.name}-{split.name}.json", without_nan(result))
+    return result
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.stack([resize_image(of_slice, size) for of_slice in image])
+
+
+def _labels(
+    predictor: Predictor, images: Iterator[np.ndarray], shape: tuple[int, int, int], at_once: int
+) -> Iterator[np.ndarray]:
+    """The classes in each of some images of one case, at its original shape."""
+    while group := list(itertools.islice(images, at_once)):
+        probabilities = predictor.probabilities(np.concatenate(group))
+        for _ in group:
+            slices = (resize_image(next(probabilities), shape[1:3]) for _ in range(shape[0]))
+            yield np.stack([of_slice.argmax(-1).astype(np.uint8) for of_slice in slices])
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    summary, _ = summarise(rows, METRICS)
+    return {metric: summary[metric]["mean"] for metric in METRICS} | {"cases": rows}
