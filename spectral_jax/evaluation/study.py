@@ -434,7 +434,6 @@ def _judge(
                     controls[control] = _as_dict(against, control)
         smallest = entry["smallest_interesting"]
         text = verdict(_from_dict(comparison), p_value, smallest_interesting=smallest)
-        limit = ""
         if arm not in group["controls"] and text.startswith("supported"):
             status, limit = _against_controls(controls, smallest)
             text = f"{status}:{text.partition(':')[2]} over the baseline, {limit}"
@@ -442,7 +441,6 @@ def _judge(
             "control": arm in group["controls"],
             "corrected_p": float(p_value),
             "against_controls": controls,
-            "limit": limit,
             "status": text.partition(":")[0],
             "verdict": text,
         }
@@ -498,19 +496,12 @@ def _conclude(entry: Mapping[str, Any], data_set: Mapping[str, Any] | None) -> t
         for status in ("supported", "undecided", "not supported")
     }
 
-    def found(arm: str) -> str:
-        return f"{arm} {100 * comparisons[arm]['mean']:+.2f} points ({_interval(comparisons[arm])})"
-
-    status = next(status for status, of in by_status.items() if of)
-    if status == "supported":
-        gains = ", ".join(found(arm) for arm in by_status[status])
-        rest = by_status["undecided"] + by_status["not supported"]
-        text = f"over the baseline and beyond the controls, {gains}"
-        return status, text + (f"; not {', '.join(rest)}" if rest else "")
-    best = max(arms, key=lambda arm: np.nan_to_num(comparisons[arm]["mean"], nan=-np.inf))
-    text = f"the best of {len(arms)} spectral arms is {found(best)}"
-    if arms[best]["limit"]:
-        text += f", {arms[best]['limit']}"
-    elif status == "undecided":
-        text += f"; could have seen {100 * comparisons[best]['detectable']:.1f} points"
-    return status, text
+    status, judged = next((status, of) for status, of in by_status.items() if of)
+    if status != "supported":  # one stands for all
+        judged = [max(judged, key=lambda arm: np.nan_to_num(comparisons[arm]["mean"], nan=-np.inf))]
+    reasons = [f"{arm}, {arms[arm]['verdict'].partition(': ')[2]}" for arm in judged]
+    count = len(by_status[status])
+    return status, (
+        f"{count} of {len(arms)} spectral arms {'is' if count == 1 else 'are'} {status}"
+        f"{': ' if status == 'supported' else ', at best '}{'; '.join(reasons)}"
+    )

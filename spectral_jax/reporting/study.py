@@ -514,7 +514,8 @@ def _markdown(results: Values) -> str:
         f"{study['wall_seconds'] / 3600:.1f} h.",
     ]
     if results["missing"]:
-        lines += ["", f"Missing: {_escape('; '.join(results['missing']))}."]
+        count = len(results["missing"])
+        lines += ["", f"Not finished: runs without results that others have: {count}."]
     return "\n".join(lines) + "\n"
 
 
