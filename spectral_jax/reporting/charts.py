@@ -153,8 +153,9 @@ def svg(figure: Figure, alt: str) -> Markup:
     for color, of_page in PAGE_COLORS.items():
         svg = svg.replace(color, of_page)
     # Names inside a picture must not meet those of another on the page.
-    prefix = f"chart-{zlib.crc32(svg.encode()):x}-"
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+    prefix = f"chart-{zlib.crc32((alt + svg).encode()):x}-"
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}", svg)
     tag = f'<svg role="img" aria-label="{html.escape(alt)}" '
     return Markup(tag + svg[svg.index("<svg ") + len("<svg ") :])

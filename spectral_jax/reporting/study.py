@@ -24,6 +24,7 @@ Values = Mapping[str, Any]
 Pens = Mapping[str, Pen]
 
 MOST_CONFUSIONS = 6
+NOTHING = "\N{EN DASH}"  # in a cell
 STAGES = {"as_trained": "as trained", "temperature_scaled": "temperature scaled"}
 REGIONS = {"dilated_union": "around objects", "all": "all pixels"}
 # What a part of a section may hold; "small" charts stand in numbers.
@@ -59,7 +60,7 @@ def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
     first_run = next(iter(sorted((folder / "runs").glob("*/seed*/config.json"))), None)
     config = list(flatten(read_json(first_run))) if first_run else []
     topics = {
-        "differences": _differences(results, pens),
+        "differences": _by_group(results, pens, _differences, results["claims"]),
         "robustness": _by_group(results, pens, _robustness),
         "calibration": _by_group(results, pens, _calibration),
         "attention": _by_group(results, pens, _explanation, folder),
@@ -194,30 +195,27 @@ def _figure(caption: str, svg: Any) -> dict[str, Any]:
     return {"caption": caption, "svg": svg}
 
 
-def _differences(results: Values, pens: Pens) -> Iterator[dict[str, Any]]:
-    """Gains of all arms, a chart for each outcome."""
-    smallest = {c["outcome"]: c["smallest_interesting"] for c in results["claims"]}
-    for data_set in results["data_sets"]:
-        figures = []
-        for key, outcome in data_set["outcomes"].items():
-            scale, _ = _scale(outcome)
-            rows = [
-                {"label": arm, "pen": pens[arm]}
-                | {k: scale * comparison[k] for k in ("mean", "low", "high")}
-                for arm, comparison in outcome["comparisons"].items()
-                if all(comparison[k] is not None for k in ("mean", "low", "high"))
-            ]
-            if rows:
-                mark = scale * smallest[key] if key in smallest else None
-                chart = study_charts.forest(
-                    rows,
-                    mark=mark,
-                    xlabel=f"gain in {outcome['unit']}; right is better",
-                    alt=f"Gain of each arm over its baseline in {outcome['title']}, with intervals",
-                )
-                figures.append(_figure(outcome["title"], chart))
-        if figures:
-            yield BLOCK | {"heading": _place(data_set), "figures": figures}
+def _differences(data_set: Values, pens: Pens, claims: Sequence[Values]) -> dict[str, Any]:
+    """Gains of the arms, a chart for each outcome, with what a claim about it asks for."""
+    asked = {c["outcome"]: c["smallest_interesting"] for c in claims}
+    figures = []
+    for key, outcome in data_set["outcomes"].items():
+        scale, _ = _scale(outcome)
+        rows = [
+            {"label": arm, "pen": pens[arm]}
+            | {k: scale * comparison[k] for k in ("mean", "low", "high")}
+            for arm, comparison in _kept(outcome["comparisons"], pens).items()
+            if all(comparison[k] is not None for k in ("mean", "low", "high"))
+        ]
+        if rows:
+            chart = study_charts.forest(
+                rows,
+                mark=scale * asked[key] if key in asked else None,
+                xlabel=f"gain in {outcome['unit']}; right is better",
+                alt=_alt(f"Gain of each arm in {outcome['title']}", data_set, pens),
+            )
+            figures.append(_figure(outcome["title"], chart))
+    return {"figures": figures, "arms": []}  # every row has its name
 
 
 def _by_group(
@@ -232,6 +230,11 @@ def _by_group(
                 if len(results["groups"]) > 1:
                     heading += f": {group['baseline']} and what is compared with it"
                 yield BLOCK | {"heading": heading, "arms": group["arms"]} | block
+
+
+def _alt(text: str, data_set: Values, pens: Pens) -> str:
+    """What a chart shows, told apart from its like for other data sets and arms."""
+    return f"{text}; {data_set['key']}; {', '.join(pens)}"
 
 
 def _kept(by_arm: Values, pens: Pens) -> dict[str, Any]:
@@ -249,7 +252,7 @@ def _robustness(data_set: Values, pens: Pens) -> dict[str, Any]:
                 curves,
                 pens,
                 xlabel="severity; 0 is clean",
-                alt=f"Dice of each arm over the severity of {title}",
+                alt=_alt(f"Dice of each arm over the severity of {title}", data_set, pens),
                 size=study_charts.SMALL,
             )
             figures.append(_figure(title, chart))
@@ -264,9 +267,8 @@ def _calibration(data_set: Values, pens: Pens) -> dict[str, Any]:
             by_arm = _kept(measured.get("regions", {}).get(region, {}).get(stage, {}), pens)
             if by_arm:
                 diagrams = {arm: entry["reliability"] for arm, entry in by_arm.items()}
-                chart = study_charts.reliability(
-                    diagrams, pens, alt=f"Accuracy over confidence, {title}, {when}"
-                )
+                alt = _alt(f"Accuracy over confidence, {title}, {when}", data_set, pens)
+                chart = study_charts.reliability(diagrams, pens, alt=alt)
                 figures.append(_figure(f"{title}, {when}", chart))
                 head.append(f"ECE {title}, {when} (%)")
                 columns.append({arm: _percent(entry["ece"]) for arm, entry in by_arm.items()})
@@ -274,7 +276,7 @@ def _calibration(data_set: Values, pens: Pens) -> dict[str, Any]:
         return {}
     head.append("Temperature")
     columns.append({arm: _plus_minus(of) for arm, of in measured["temperature"].items()})
-    rows = [[arm, *(column.get(arm, "") for column in columns)] for arm in pens]
+    rows = [[arm, *(column.get(arm, NOTHING) for column in columns)] for arm in pens]
     return {"figures": figures, "tables": [{"head": head, "rows": rows}]}
 
 
@@ -298,7 +300,8 @@ def _explanation(data_set: Values, pens: Pens, folder: pathlib.Path) -> dict[str
         [arm, *(_percent(of["summary"][score]) for score in scores), f"{100 * of['chance']:.2f}"]
         for arm, of in arms.items()
     ]
-    head = ["Arm", *(f"{score.replace('_', ' ')} (%)" for score in scores), "energy by chance (%)"]
+    made = f"{measured['method']} of {measured['feature']}".replace("_", " ")
+    head = [made, *(f"{score.replace('_', ' ')} (%)" for score in scores), "energy by chance (%)"]
     tables = [{"head": head, "rows": rows}]
     if measured["layers"]:
         tables.append(
@@ -363,7 +366,7 @@ def _interactions(data_set: Values, pens: Pens) -> dict[str, Any]:
         by_arm,
         pens,
         xlabel="order over its highest",
-        alt="Strength of interactions of each order, a line for each arm",
+        alt=_alt("Strength of interactions of each order", data_set, pens),
     )
     rows = [[arm, f"{of['half_difference']:.3f}", str(of["seeds"])] for arm, of in curves.items()]
     head = ["Arm", "Mean difference of two halves of the contexts", "Seeds"]
@@ -390,7 +393,7 @@ def _errors(data_set: Values, pens: Pens) -> dict[str, Any]:
                 labels=labels,
                 percent=True,
                 xlabel="size of the object, voxels",
-                alt=f"Share of {title} over the size of objects",
+                alt=_alt(f"Share of {title} over the size of objects", data_set, pens),
             )
             figures.append(_figure(f"{title}, by size", chart))
     labels = [_bin(row) for row in measured["distance_bins"]]
@@ -402,7 +405,7 @@ def _errors(data_set: Values, pens: Pens) -> dict[str, Any]:
             labels=labels,
             percent=True,
             xlabel="distance inside the boundary, px",
-            alt=f"Share of voxels of {name} missed over the distance to its boundary",
+            alt=_alt(f"Share of {name} missed over the distance to its boundary", data_set, pens),
         )
         figures.append(_figure(f"voxels of {name} missed, by depth", chart))
     return {"figures": figures, "tables": [*_confusions(data_set, arms), *_hardness(arms)]}
@@ -462,7 +465,9 @@ def _learning(
             if seeds:
                 by_arm[arm] = seeds
         if by_arm:
-            chart = study_charts.learning(by_arm, pens, alt="Validation Dice over training steps")
+            chart = study_charts.learning(
+                by_arm, pens, alt=f"Validation Dice of {', '.join(by_arm)}"
+            )
             yield BLOCK | {
                 "heading": f"{group['baseline']} and what is compared with it",
                 "figures": [_figure("validation Dice", chart)],
@@ -505,7 +510,7 @@ def _markdown(results: Values) -> str:
                 cells(inside, "ece_union", _score, arm),
                 _short_verdict(results, arm),
             )
-            lines.append(f"| {' | '.join(cell or '–' for cell in row)} |")  # noqa: RUF001
+            lines.append(f"| {' | '.join(cell or NOTHING for cell in row)} |")
     lines += [
         "",
         f"Mean ± standard deviation over seeds; differences in points, paired by seed and case, "

@@ -27,7 +27,7 @@ def forest(
     """A mean difference with its interval in each row, beside the line of no difference.
 
     Args:
-      rows: with "label", "mean", "low", "high", and "pen"; a row of None parts two groups.
+      rows: with "label", "mean", "low", "high", and "pen".
       mark: a dotted line, such as the gain asked about.
       xlabel: with the unit.
       alt: for those who cannot see it.
