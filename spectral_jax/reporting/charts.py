@@ -66,7 +66,7 @@ def curve(
             axes.plot(x[thin], y[thin], color=ACCENT, alpha=0.35, linewidth=0.7)
             y = smooth(y)
         axes.plot(x[thin], y[thin], color=ACCENT, linewidth=1.6)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def curves_by_class(
@@ -84,7 +84,7 @@ def curves_by_class(
         axes.plot(steps, mean, color=INK, linewidth=1.8, marker=".", markersize=3)
         best = int(np.argmax(mean))
         axes.plot(steps[best], mean[best], "o", color=ACCENT, markersize=6)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def distribution(by_class: Mapping[str, tuple[Sequence[float], str]], *, alt: str) -> Markup:
@@ -121,7 +121,7 @@ def distribution(by_class: Mapping[str, tuple[Sequence[float], str]], *, alt: st
         lowest = min((min(values) for values, _ in by_class.values() if len(values)), default=0)
         axes.set_xlim(np.floor(lowest * 10 - 0.1) / 10 if lowest > 0.1 else -0.02, 1.01)
         axes.spines["left"].set_visible(False)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def _step_axes(logarithmic: bool = False):
@@ -140,15 +140,22 @@ def _step_axes(logarithmic: bool = False):
     return figure, axes
 
 
-def _svg(figure: Figure, alt: str) -> Markup:
+def svg(figure: Figure, alt: str) -> Markup:
+    """A figure drawn in `STYLE` as SVG in the ink of the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
+    # The page has its own font, and a hundredth of a point is below what a screen shows.
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    svg = re.sub(
+        r'( (?:d|x|y)=")([^"]*)', lambda m: m[1] + re.sub(r"(\.\d\d)\d+", r"\1", m[2]), svg
+    )
     for color, of_page in PAGE_COLORS.items():
         svg = svg.replace(color, of_page)
     # Names inside a picture must not meet those of another on the page.
-    prefix = f"chart-{zlib.crc32(svg.encode()):x}-"
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+    prefix = f"chart-{zlib.crc32((alt + svg).encode()):x}-"
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}", svg)
     tag = f'<svg role="img" aria-label="{html.escape(alt)}" '
     return Markup(tag + svg[svg.index("<svg ") + len("<svg ") :])

@@ -5,7 +5,8 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
+from matplotlib import colormaps
 from PIL import Image, ImageColor
 from scipy import ndimage
 
@@ -52,6 +53,25 @@ def draw_errors(
     truth, prediction = _enlarge(truth), _enlarge(prediction)
     errors = np.select([truth == prediction, prediction == 0, truth == 0], [0, 1, 2], default=3)
     return _paint(dimmed, errors, tuple(ERROR_COLORS.values()), opacity=0.85)
+
+
+def draw_map(
+    image: UInt8[np.ndarray, "height width *channels"],
+    heat: Float[np.ndarray, "height width"],
+    mask: Bool[np.ndarray, "height width"],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The image, grey, under a map of weights from 0, with the outline of what was sought."""
+    grey = np.asarray(Image.fromarray(draw_image(image)).convert("L"))[..., None] / 255
+    strength = np.clip(np.nan_to_num(heat.astype(np.float32)), 0, None)
+    strength /= strength.max() or 1
+    size = grey.shape[1::-1]
+    strength = np.asarray(Image.fromarray(strength).resize(size, Image.Resampling.BILINEAR))
+    colors = colormaps["inferno"](strength)[..., :3]
+    opacity = 0.75 * strength[..., None] ** 0.5
+    painted = (255 * ((1 - opacity) * grey + opacity * colors)).round().astype(np.uint8)
+    sought = _enlarge(mask) > 0
+    outline = sought & ~ndimage.binary_erosion(sought, iterations=2)
+    return np.where(outline[..., None], np.uint8(255), painted)
 
 
 def _resize(picture: Image.Image, resampling: Image.Resampling) -> np.ndarray:

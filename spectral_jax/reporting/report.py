@@ -42,7 +42,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         folder = folder.resolve()
     lines, unreadable_lines = read_metrics(folder / "metrics.jsonl")
     evaluations = [_evaluation(path) for path in sorted(folder.glob("evaluation/*.json"))]
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not (lines or evaluations or config):
         raise ValueError(
             f"{folder} is not a run's folder: it has neither config.json nor metrics.jsonl "
@@ -50,20 +50,14 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         )
     colors = {name: color for e in evaluations for name, color in e["foreground"].items()}
     training = [line for line in lines if line["kind"] == "train"]
-    validation = [line for line in lines if line["kind"] == "validation" and _finite(line, "dice")]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("spectral_jax", "reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "duration": _duration}
-    page = environment.get_template("report.html").render(
+    validation = [
+        line for line in lines if line["kind"] == "validation" and is_finite(line, "dice")
+    ]
+    page = get_template("report.html").render(
         name=folder.name,
         parts=[part["name"] for part in config.values() if _has_name(part)],
-        config=list(_flatten(config)),
-        versions=_read_json(folder / "versions.json"),
+        config=list(flatten(config)),
+        versions=read_json(folder / "versions.json"),
         evaluations=evaluations,
         training=training,
         curves=_learning_curves(training),
@@ -74,6 +68,19 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def get_template(name: str) -> jinja2.Template:
+    """A page to be filled in, which escapes what it is given and knows no undefined names."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spectral_jax", "reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "duration": _duration}
+    return environment.get_template(name)
 
 
 def read_metrics(path: epath.Path) -> tuple[list[Line], int]:
@@ -92,14 +99,16 @@ def read_metrics(path: epath.Path) -> tuple[list[Line], int]:
     return sorted(lines.values(), key=lambda line: line["step"]), unreadable
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """What a file says; nothing if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): write it again or delete it") from error
 
 
-def _finite(line: Mapping[str, Any], key: str) -> bool:
+def is_finite(line: Mapping[str, Any], key: str) -> bool:
+    """Whether a line has a number under `key`."""
     value = line.get(key)
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -108,16 +117,17 @@ def _has_name(part: Any) -> bool:
     return isinstance(part, dict) and isinstance(part.get("name"), str)
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by dotted name."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _median(lines: Sequence[Line], key: str) -> float | None:
-    values = [line[key] for line in lines if _finite(line, key)]
+    values = [line[key] for line in lines if is_finite(line, key)]
     return float(np.median(values)) if values else None
 
 
@@ -126,7 +136,7 @@ def _learning_curves(training: Sequence[Line]) -> list[dict[str, Any]]:
     terms = [key for key in keys if key not in BOOKKEEPING + THROUGHPUT + OPTIMISATION]
     curves = []
     for key in terms + [key for key in OPTIMISATION if key in keys]:
-        lines = [line for line in training if _finite(line, key)]
+        lines = [line for line in training if is_finite(line, key)]
         if lines:
             title = key.replace("_", " ") + (" term" if key in terms and key != "loss" else "")
             svg = charts.curve(
@@ -147,7 +157,7 @@ def _validation(validation: Sequence[Line], colors: Mapping[str, str]) -> dict[s
     by_class = {}
     for index, key in enumerate(keys):
         name = key.removeprefix("dice/")
-        values = [line[key] if _finite(line, key) else math.nan for line in validation]
+        values = [line[key] if is_finite(line, key) else math.nan for line in validation]
         by_class[name] = values, colors.get(name, PALETTE[index % len(PALETTE)])
     svg = charts.curves_by_class(
         [line["step"] for line in validation],
@@ -161,12 +171,12 @@ def _validation(validation: Sequence[Line], colors: Mapping[str, str]) -> dict[s
 
 
 def _evaluation(path: epath.Path) -> dict[str, Any]:
-    evaluation = _read_json(path)
+    evaluation = read_json(path)
     classes, colors = evaluation["classes"], evaluation["colors"]
     foreground = dict(zip(classes[1:], colors[1:], strict=True))
     dice = {
         name: (
-            [c["dice"] for c in evaluation["cases"] if c["class"] == name and _finite(c, "dice")],
+            [c["dice"] for c in evaluation["cases"] if c["class"] == name and is_finite(c, "dice")],
             color,
         )
         for name, color in foreground.items()
