@@ -45,7 +45,7 @@ def test_corrupted_scores_are_those_of_the_corrupted_image(measured, mni152):
     volume = split.volume(row["case"])
     image = resize_image(volume.image[0], (64, 64))[None]
     image = corrupt(image, "gaussian", 5, modality="T1 MRI", case=row["case"])
-    probabilities = next(Predictor(trained(image_size=64)).probabilities(image))
+    probabilities = next(Predictor(trained(image_size=64)).slices([image]))
     labels = resize_image(probabilities, volume.label.shape[1:]).argmax(-1)
     white, truth = labels == 2, volume.label[0] == 2
     assert row["class"] == "white matter"

@@ -5,7 +5,6 @@ picture has depth 1. They count; counts of cases, seeds and processes add up, an
 """
 
 import itertools
-import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage, stats
 from tqdm import tqdm
@@ -37,7 +37,7 @@ PROPERTIES = ("size_px", "elongation", "mean_intensity", "contrast")
 def analyse_errors(
     trained: TrainedModel,
     split: Split,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     reference_split: Split | None = None,
     checkpoint: str = "best",

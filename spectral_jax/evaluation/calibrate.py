@@ -1,12 +1,12 @@
 """Calibration of a trained network, before and after temperature scaling, in the run's folder."""
 
-import pathlib
 import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Int
 from scipy import optimize
 from tqdm import tqdm
@@ -41,7 +41,7 @@ def measure_calibration(
     trained: TrainedModel,
     split: Split,
     validation_split: Split,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     max_cases: int | None = None,
     checkpoint: str = "best",
@@ -88,7 +88,7 @@ def measure_calibration(
     for name in tqdm(chosen[index::count], unit="case", desc="calibration", disable=quiet):
         volume = cases.volume(name)
         of_case = dict.fromkeys(keys, nothing)
-        predicted = predictor.probabilities(volume.image)
+        predicted = predictor.slices([volume.image])
         for probabilities, truth in zip(predicted, volume.label, strict=True):
             as_trained = cases.restrict_probabilities(probabilities)
             scaled = cases.restrict_probabilities(scale_temperature(probabilities, temperature))
@@ -166,7 +166,7 @@ def _validation_pixels(
     for name in chosen:
         volume = cases.volume(name)
         share = max(1, FIT_PIXELS // (len(chosen) * len(volume.label)))
-        predicted = predictor.probabilities(volume.image)
+        predicted = predictor.slices([volume.image])
         for probabilities, truth in zip(predicted, volume.label, strict=True):
             drawn = generator.integers(truth.size, size=min(share, truth.size))
             parts.append(probabilities.reshape(truth.size, -1)[drawn])

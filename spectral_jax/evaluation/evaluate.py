@@ -1,7 +1,6 @@
 """Scores of a trained network on every case of a split, written to the run's folder."""
 
 import dataclasses
-import io
 import math
 import sys
 import time
@@ -19,7 +18,7 @@ from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics import score_case, summarise
 from spectral_jax.training import distributed, sharding
 from spectral_jax.training.config import MeshConfig
-from spectral_jax.training.run import TrainedModel, write_json
+from spectral_jax.training.run import TrainedModel, write_arrays, write_json
 
 FOLDER = "evaluation"
 
@@ -96,9 +95,7 @@ def evaluate(
     if distributed.is_first():
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)
-        archive = io.BytesIO()  # written at once: files of a store cannot be sought in
-        np.savez_compressed(archive, allow_pickle=False, **pictures)
-        (folder / f"{name}-examples.npz").write_bytes(archive.getvalue())
+        write_arrays(folder / f"{name}-examples.npz", pictures)
         write_json(folder / f"{name}.json", without_nan(result))
     return result
 

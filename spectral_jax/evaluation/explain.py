@@ -8,7 +8,6 @@ in the map's order (insertion, deletion), and by whether it changes when the wei
 import difflib
 import functools
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 import scipy.stats
+from etils import epath
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from spectral_jax.data.sources import Split, resize_image, resize_label
 from spectral_jax.evaluation.evaluate import MatchedCases, without_nan
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel, write_json
+from spectral_jax.training.run import TrainedModel, write_arrays, write_json
 
 FOLDER = "explanation"
 METHODS = ("seg_grad_cam", "layer_cam")
@@ -398,7 +398,7 @@ def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Itera
 def measure_explanations(
     trained: TrainedModel,
     split: Split,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     feature: str | None = None,
     method: str = "seg_grad_cam",
@@ -492,7 +492,7 @@ def measure_explanations(
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)
         name = f"{split.info.name}-{split.name}"
-        np.savez_compressed(folder / f"{name}-examples.npz", allow_pickle=False, **pictures)
+        write_arrays(folder / f"{name}-examples.npz", pictures)
         write_json(folder / f"{name}.json", without_nan(result))
     return result
 

@@ -9,7 +9,6 @@ hypothesis, which this measures.
 
 import functools
 import itertools
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
@@ -166,7 +166,7 @@ def middle_share(ratios: Sequence[float], strength: Float[np.ndarray, " orders"]
 def measure_interactions(
     trained: TrainedModel,
     split: Split,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     grid: int = 8,
     ratios: Sequence[float] = RATIOS,

@@ -1,7 +1,6 @@
 """Scores of a trained network on corrupted images, written to the run's folder."""
 
 import itertools
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from spectral_jax.data.corruptions import LEVELS, corrupt, for_modality, strength
@@ -21,14 +22,13 @@ from spectral_jax.training.run import TrainedModel, write_json
 
 FOLDER = "robustness"
 METRICS = ("dice", "recall")
-CLEAN = ("clean", 0)  # the condition without a corruption
-SLICES_AT_ONCE = 64  # conditions of few slices are predicted together, to fill the batches
+CLEAN = ("clean", 0)
 
 
 def measure_robustness(
     trained: TrainedModel,
     split: Split,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = LEVELS,
@@ -84,8 +84,7 @@ def measure_robustness(
             else corrupt(image, *condition, modality=modality, case=name)
             for condition in [CLEAN, *conditions]
         )
-        at_once = 1 if size is None else max(1, SLICES_AT_ONCE // len(image))
-        predictions = _labels(predictor, images, volume.label.shape, at_once)
+        predictions = _labels(predictor.slices(images), volume.label.shape)
         for (corruption, severity), labels in zip([CLEAN, *conditions], predictions, strict=True):
             counts = overlap.overlap_counts(cases.restrict(labels), volume.label, len(classes))
             dice, recall = overlap.dice(counts), overlap.recall(counts)
@@ -140,14 +139,11 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _labels(
-    predictor: Predictor, images: Iterator[np.ndarray], shape: tuple[int, int, int], at_once: int
-) -> Iterator[np.ndarray]:
+    probabilities: Iterator[np.ndarray], shape: tuple[int, int, int]
+) -> Iterator[UInt8[np.ndarray, "depth height width"]]:
     """The classes in each of some images of one case, at its original shape."""
-    while group := list(itertools.islice(images, at_once)):
-        probabilities = predictor.probabilities(np.concatenate(group))
-        for _ in group:
-            slices = (resize_image(next(probabilities), shape[1:3]) for _ in range(shape[0]))
-            yield np.stack([of_slice.argmax(-1).astype(np.uint8) for of_slice in slices])
+    while slices := list(itertools.islice(probabilities, shape[0])):
+        yield np.stack([resize_image(p, shape[1:3]).argmax(-1).astype(np.uint8) for p in slices])
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """A run's folder: its configuration and versions, and what is built again from them."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -235,6 +237,13 @@ def write_json(file: epath.Path, values: dict[str, Any]) -> None:
     new = file.with_suffix(".new")
     new.write_text(text)
     new.replace(file)
+
+
+def write_arrays(file: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an npz file; at once, as files of a store cannot be sought in."""
+    archive = io.BytesIO()
+    np.savez_compressed(archive, allow_pickle=False, **arrays)
+    file.write_bytes(archive.getvalue())
 
 
 def _plain(values: Any) -> Any:
