@@ -24,7 +24,7 @@ def runs(mni152, data_dir, tmp_path_factory):
     data_flag = f"--config.data.data_dir={data_dir}"
     folders = {layout: tmp_path_factory.mktemp("runs") / "run" for layout in LAYOUTS}
     for layout, workdir in folders.items():
-        ended = finish(start((*FLAGS, data_flag, f"--workdir={workdir}"), *layout))
+        ended = finish(start((*FLAGS, data_flag, f"--workdir={workdir}"), *layout), timeout=400)
         assert all(code == 0 for code, _ in ended), ended
     return folders, data_flag
 
