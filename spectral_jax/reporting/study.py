@@ -63,7 +63,9 @@ def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
         "differences": _by_group(results, pens, _differences, results["claims"]),
         "robustness": _by_group(results, pens, _robustness),
         "calibration": _by_group(results, pens, _calibration),
-        "attention": _by_group(results, pens, _explanation, folder),
+        "attention": _by_group(
+            results, pens, _explanation, folder if described["show_images"] else None
+        ),
         "interactions": _by_group(results, pens, _interactions),
         "errors": _by_group(results, pens, _errors),
         "training": _learning(folder, results["groups"], pens),
@@ -167,28 +169,30 @@ def _verdict_row(results: Values, arm: str) -> list[Values]:
 
 
 def _designs(results: Values) -> Iterator[str]:
-    """What each claim's comparison could have seen."""
-    for claim in results["claims"]:
-        data_set = next((d for d in results["data_sets"] if d["key"] == claim["data_set"]), None)
-        if data_set is None:
-            continue
-        comparisons = data_set["outcomes"][claim["outcome"]]["comparisons"].values()
-        seen = [c["detectable"] for c in comparisons if c["detectable"] is not None]
-        if not seen:
-            continue
-        seeds = sorted({c["seeds"] for c in comparisons})
-        cases = sorted({c["cases"] for c in comparisons})
-        left_out = max(c["cases_left_out"] for c in comparisons)
-        where = f"{claim['title']} ({_place(data_set)})"
-        text = f"{where}: {100 * min(seen):.1f} to {100 * max(seen):.1f} points, "
-        text += f"with {_range(seeds)} seeds and {_range(cases)} cases"
-        if left_out:
-            text += f"; up to {left_out} cases are undefined in a run and left out"
-        yield text
+    """What the comparisons of each claim and group could have seen."""
+    for claim, group in itertools.product(results["claims"], results["groups"]):
+        for data_set in results["data_sets"]:
+            if data_set["key"] != claim["data_set"]:
+                continue
+            comparisons = [
+                comparison
+                for arm, comparison in data_set["outcomes"][claim["outcome"]]["comparisons"].items()
+                if arm in group["arms"] and comparison["seeds"] > 1 and comparison["detectable"]
+            ]
+            if comparisons:
+                seen = [100 * c["detectable"] for c in comparisons]
+                left_out = max(c["cases_left_out"] for c in comparisons)
+                yield (
+                    f"{claim['title']}, {data_set['key']}, over {group['baseline']}: "
+                    f"{min(seen):.1f} to {max(seen):.1f} points, with "
+                    f"{_range(comparisons, 'seeds')} seeds and {_range(comparisons, 'cases')} cases"
+                    + (f"; up to {left_out} more are undefined in a run" if left_out else "")
+                )
 
 
-def _range(values: Sequence[int]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+def _range(comparisons: Sequence[Values], key: str) -> str:
+    low, high = (of(c[key] for c in comparisons) for of in (min, max))
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _figure(caption: str, svg: Any) -> dict[str, Any]:
@@ -290,7 +294,8 @@ def _plus_minus(value: Values) -> str:
     return f"{value['mean']:.2f}" + ("" if value["sd"] is None else f" ± {value['sd']:.2f}")
 
 
-def _explanation(data_set: Values, pens: Pens, folder: pathlib.Path) -> dict[str, Any]:
+def _explanation(data_set: Values, pens: Pens, folder: pathlib.Path | None) -> dict[str, Any]:
+    """Scores of the maps, and the maps of `folder` if there is one."""
     measured = data_set.get("explanation", {})
     arms = _kept(measured.get("arms", {}), pens)
     if not arms:
@@ -313,13 +318,12 @@ def _explanation(data_set: Values, pens: Pens, folder: pathlib.Path) -> dict[str
                 ],
             }
         )
-    show = read_json(folder / "study.json").get("show_images", False)
-    pictures = [
-        {"arm": arm, "pictures": _maps(folder, data_set, arm, of)}
-        for arm, of in arms.items()
-        if show
-    ]
-    return {"tables": tables, "pictures": [p for p in pictures if p["pictures"]]}
+    pictures = []
+    if folder:
+        pictures = [
+            {"arm": a, "pictures": _maps(folder, data_set, a, of)} for a, of in arms.items()
+        ]
+    return {"tables": tables, "pictures": [row for row in pictures if row["pictures"]]}
 
 
 def _correlation(value: float | None) -> str:
@@ -384,7 +388,7 @@ def _errors(data_set: Values, pens: Pens) -> dict[str, Any]:
     figures = []
     edges = measured["size_edges"]
     if len(edges) > 1:
-        labels = [f"{low:.0f}-{high:.0f}" for low, high in itertools.pairwise(edges)]
+        labels = [f"{high:.0f}" for high in edges[1:]]
         for key, title in (("missed_by_size", "objects missed"), ("recall_by_size", "recall")):
             chart = study_charts.lines(
                 range(len(labels)),
@@ -392,7 +396,7 @@ def _errors(data_set: Values, pens: Pens) -> dict[str, Any]:
                 pens,
                 labels=labels,
                 percent=True,
-                xlabel="size of the object, voxels",
+                xlabel="size of the object, up to so many voxels",
                 alt=_alt(f"Share of {title} over the size of objects", data_set, pens),
             )
             figures.append(_figure(f"{title}, by size", chart))
