@@ -37,6 +37,8 @@ from spectral_jax.evaluation.evaluate import evaluate
 from spectral_jax.evaluation.explain import measure_explanations
 from spectral_jax.evaluation.interactions import measure_interactions
 from spectral_jax.evaluation.robustness import measure_robustness
+from spectral_jax.evaluation.study import collect
+from spectral_jax.reporting import write_study_report
 from spectral_jax.training import run
 from spectral_jax.training.config import Config, ConfigError, parse_config
 from spectral_jax.training.loop import train
@@ -291,6 +293,8 @@ def main() -> None:
         else:
             versions = json.loads((task.folder / run.VERSIONS_FILE).read_text())
             run.write_json(file, describe(study, runs, versions, time.time() - start))
+    collect(workdir)
+    print(f"report: {write_study_report(workdir)}")
     if failures:
         raise RunsFailed(
             f"{len(failures)} of {len(runs)} runs failed; the same command tries them again\n"

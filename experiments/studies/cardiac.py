@@ -10,18 +10,6 @@ from experiments.studies.design import SMALL_LIMITS, Study, make_arms
 ARMS = ("none", "paper", "midband", "mcc")
 UNET = {"model__name": "unet", "model__options": {"widths": (64, 128, 256, 512, 1024)}}
 SMALL_UNET = {"model__name": "unet", "model__options": {"widths": (16, 32, 64, 128)}}
-SMALL_TRANSUNET = {
-    "model__name": "transunet",
-    "model__options": {
-        "resnet_blocks": (1, 1, 1),
-        "resnet_width": 16,
-        "hidden_size": 128,
-        "num_layers": 4,
-        "num_heads": 4,
-        "mlp_dim": 256,
-        "decoder_widths": (64, 48, 32, 16, 16),
-    },
-}
 
 
 def get_study(small: bool) -> Study:
@@ -34,7 +22,6 @@ def get_study(small: bool) -> Study:
         config.train.epochs = 4.0
         config.train.validate_every = 1.0
         arms = make_arms(ARMS, seeds=3, prefix="unet-", **SMALL_UNET)
-        arms |= make_arms(ARMS[:3], seeds=3, prefix="transunet-", **SMALL_TRANSUNET)
     else:
         arms = make_arms(ARMS, seeds=5, prefix="unet-", **UNET)
         arms |= make_arms(ARMS, seeds=3, prefix="transunet-", model__name="transunet")
