@@ -17,7 +17,7 @@ from spectral_jax.metrics import score_case, summarise
 from spectral_jax.reporting import write_report
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PHONE = 390
+DESK, PHONE = 1280, 390  # pixels
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -42,30 +42,32 @@ def browser(tmp_path_factory):
     browser.quit()
 
 
-def open_page(browser, url, width):
-    """Opens a page in a window of that width and waits for its pictures."""
-    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(url)
-    browser.execute_async_script(
-        "const done = arguments[0];"
-        "Promise.allSettled([...document.images].map(i => i.decode())).then(() => done())"
-    )
-
-
 def check_page(browser, url):
-    """Opens a page on a desk and on a phone; returns how many pictures it has."""
-    for width in (1280, PHONE):
-        open_page(browser, url, width)
-        problems = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-        assert problems == [], url
+    """Opens a page on a desk, then makes the screen a phone's; returns its number of pictures."""
+    browser.get_log("browser")  # what the page before left there
+    set_width(browser, DESK)
+    browser.get(url)
+    for width in (DESK, PHONE):
+        set_width(browser, width)
+        browser.execute_async_script(
+            "const done = arguments[0];"
+            "Promise.allSettled([...document.images].map(i => i.decode())).then(() => done())"
+        )
         pictures = browser.execute_script(
             "return [...document.images].map(i => [i.alt, i.complete, i.naturalWidth])"
         )
         assert all(complete and size > 0 for _, complete, size in pictures), (url, pictures)
         page_width = browser.execute_script("return document.documentElement.scrollWidth")
         assert page_width <= width + 1, f"{url} is {page_width} pixels wide on a screen of {width}"
+        problems = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+        assert problems == [], url
     return len(pictures)
+
+
+def set_width(browser, width):
+    """Makes the screen that wide, and a phone's where it is narrow."""
+    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
 
 
 # --- the tests of a page must be able to fail -----------------------------------------------------
