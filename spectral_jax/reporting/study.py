@@ -37,6 +37,7 @@ COLUMNS = (
     ("corrupted_dice", "Dice, corrupted"),
     ("ece_union", "ECE around objects"),
 )
+FOLDERS = ("data.root", "data.data_dir")  # of the machine that it ran on: nobody else's matter
 
 
 def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
@@ -58,7 +59,8 @@ def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
     described = results["study"]
     pens = _pens(results["groups"])
     first_run = next(iter(sorted((folder / "runs").glob("*/seed*/config.json"))), None)
-    config = list(flatten(read_json(first_run))) if first_run else []
+    settings = flatten(read_json(first_run)) if first_run else ()
+    config = [(key, value) for key, value in settings if key not in FOLDERS]
     topics = {
         "differences": _by_group(results, pens, _differences, results["claims"]),
         "robustness": _by_group(results, pens, _robustness),
