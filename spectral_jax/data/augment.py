@@ -61,6 +61,7 @@ def augment(
     height, width = images.shape[-3:-1]
     if quarter_turns and height != width:
         raise ValueError(f"quarter_turns needs square images, got {height} x {width}")
+    moves = flip or quarter_turns or affine_probability > 0
 
     def one(index, image, label):
         geometry, intensity = jax.random.split(jax.random.fold_in(key, index))
@@ -85,8 +86,9 @@ def augment(
             row[0] * offset[0] + row[1] * offset[1] + start
             for row, start in zip(matrix, centre + moved, strict=True)
         ]
-        image = look_up(image, source, order=1)
-        label = look_up(label[..., None], source, order=0)[..., 0]
+        if moves:
+            image = look_up(image, source, order=1)
+            label = look_up(label[..., None], source, order=0)[..., 0]
         return change_intensity(intensity, image), label
 
     def look_up(image, source, order):

@@ -1,0 +1,101 @@
+"""Images per second of the input pipeline against what the training step asks for.
+
+python -m experiments.benchmarks.pipeline --out=DIR
+"""
+
+import importlib.util
+import itertools
+import time
+
+import jax
+import numpy as np
+
+from experiments.benchmarks import step, timing
+from spectral_jax.data import pipeline
+from spectral_jax.data.augment import augment, to_unit_range
+from spectral_jax.data.sources import Split, TrainingSlices
+from spectral_jax.training import run
+from spectral_jax.training.config import default_config, parse_config
+
+
+def measure(quick: bool, repetitions: int) -> list[timing.Result]:
+    size, batch_size, count = (32, 4, 4) if quick else (128, 8, 40)
+    values = default_config()
+    values.data.name = "mni152"
+    config = parse_config(values)
+    split = Split(run.prepare_data(config.data), "train")
+
+    def take(examples):
+        batches = pipeline.training_batches(examples, batch_size=batch_size, seed=0)
+        for batch in itertools.islice(batches, count):
+            last = batch
+        return last
+
+    warm = TrainingSlices(split, size)
+    for record in range(len(warm)):
+        warm[record]
+    start = time.perf_counter()
+    cold = TrainingSlices(split, size)
+    for record in range(len(cold)):
+        cold[record]
+    decoded = len(cold) / (time.perf_counter() - start)
+
+    sides = {"ours": lambda: take(warm)}
+    if importlib.util.find_spec("torch") is not None:
+        from torch.utils.data import DataLoader, RandomSampler
+
+        sampler = RandomSampler(warm, replacement=True, num_samples=count * batch_size)
+        for workers in (0, 2):
+            loader = DataLoader(warm, batch_size, sampler=sampler, num_workers=workers)
+            sides[f"torch DataLoader, {workers} workers"] = lambda loader=loader: list(loader)
+    compared = timing.compare(f"{count} batches of {batch_size}, {size} px", sides, repetitions)
+    supply = count * batch_size / compared["seconds"]["ours"]["median"]
+
+    batch = take(warm)
+    change = jax.jit(augment)
+    changed = lambda: jax.block_until_ready(  # noqa: E731
+        change(jax.random.key(0), to_unit_range(batch["image"]), batch["label"])
+    )
+    case = step.CASES["quick" if quick else "unet16"]
+    ours = step.Ours(case)
+    work = timing.compare(
+        f"step of {case.name}, {case.batch} images, and augmentation of {batch_size}",
+        {"step": ours.train, "augmentation": changed},
+        repetitions,
+    )
+    seconds = work["seconds"]
+    # augmentation runs inside the step, so what the step takes from the host is slower by it
+    each = seconds["step"]["median"] / case.batch + seconds["augmentation"]["median"] / batch_size
+    wait = data_wait(warm, batch_size, ours.train if batch_size == case.batch else None)
+    return [
+        timing.fact("first look at a slice: read, decode, resize", decoded, "images/s"),
+        timing.fact("from the cache: shuffle, batch", supply, "images/s"),
+        compared,
+        work,
+        timing.fact("supply over the step's demand", supply * each, "", "at least 3"),
+        *(
+            []
+            if wait is None
+            else [timing.fact("share of a loop spent waiting for data", 100 * wait, "%", "below 1")]
+        ),
+    ]
+
+
+def data_wait(examples, batch_size, train, count=10):
+    """Share of the time that a training loop waits for its next batch; None without a step."""
+    if train is None:
+        return None
+    batches = pipeline.training_batches(examples, batch_size=batch_size, seed=0)
+    next(batches)
+    train()
+    waited, start = 0.0, time.perf_counter()
+    for _ in range(count):
+        asked = time.perf_counter()
+        np.asarray(next(batches)["image"])
+        waited += time.perf_counter() - asked
+        train()
+    return waited / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    timing.run("pipeline", measure)

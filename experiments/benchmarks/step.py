@@ -1,0 +1,128 @@
+"""Training step and inference, ours against the same network in PyTorch on the same cores.
+
+python -m experiments.benchmarks.step --out=DIR
+"""
+
+import dataclasses
+import importlib.util
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from scipy import ndimage
+
+from experiments.benchmarks import timing
+from spectral_jax.training import run, sharding
+from spectral_jax.training.config import MeshConfig, default_config, parse_config
+from spectral_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network, its images, and what is asked of it: PyTorch's time over ours."""
+
+    name: str
+    model: str
+    options: dict[str, Any]
+    size: int
+    batch: int
+    classes: int = 9
+    target_train: float = 1.0
+    target_predict: float = 1.2
+
+
+CASES = {
+    "quick": Case("UNet 4", "unet", {"widths": (4, 8)}, 32, 2, 3),
+    "unet16": Case("UNet 16, 128 px", "unet", {"widths": (16, 32, 64, 128, 256)}, 128, 8),
+    "unet64": Case("UNet 64, 224 px", "unet", {"widths": (64, 128, 256, 512, 1024)}, 224, 2),
+    "transunet": Case("TransUNet, 224 px", "transunet", {}, 224, 2, target_predict=1.0),
+}
+FULL = ("unet16", "unet64", "transunet")
+
+
+def blobs(batch: int, size: int, classes: int) -> np.ndarray:
+    """Label maps of smooth regions in which every class has about the same area."""
+    noise = np.random.default_rng(0).normal(size=(batch, size, size))
+    smooth = ndimage.gaussian_filter(noise, (0, size / 32, size / 32))
+    edges = np.quantile(smooth, np.linspace(0, 1, classes + 1)[1:-1])
+    return np.digitize(smooth, edges).astype(np.int32)
+
+
+class Ours:
+    """The step as `experiments.train` runs it, without augmentation, and the network alone."""
+
+    def __init__(self, case: Case, spectral: str = "none", batch: int | None = None):
+        batch = batch or case.batch
+        values = default_config()
+        values.data.image_size = case.size
+        values.model.name = case.model
+        values.model.options.update(case.options)
+        values.objective.spatial = "dice_ce"
+        values.objective.spectral = spectral
+        values.train.batch_size = batch
+        values.augment.flip = values.augment.quarter_turns = False
+        for key in ("affine_probability", "contrast", "brightness", "gamma"):
+            setattr(values.augment, key, 0.0)
+        config = parse_config(values)
+        model = run.make_model(config, case.classes)
+        make_state = run.state_maker(config, model, 1, 1000)
+        mesh = sharding.make_mesh(MeshConfig())
+        layout = run.state_layout(make_state, mesh)
+        self.state = jax.jit(make_state, out_shardings=layout)(jax.random.key(0))
+        self.images = np.random.default_rng(1).random((batch, case.size, case.size, 1), np.float32)
+        self.labels = blobs(batch, case.size, case.classes)
+        self.batch = sharding.place_batch({"image": self.images, "label": self.labels}, mesh)
+        step = make_train_step(model, config, 1000, layout)
+        self.program = step.lower(self.state, self.batch).compile()
+        self.apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+
+    def train(self) -> float:
+        """One step; returns its loss."""
+        self.state, metrics = self.program(self.state, self.batch)
+        return float(jax.block_until_ready(metrics)["loss"])
+
+    def predict(self) -> jax.Array:
+        """Logits of the batch."""
+        return jax.block_until_ready(self.apply(self.state.variables, self.batch["image"]))
+
+
+def measure(quick: bool, repetitions: int) -> list[timing.Result]:
+    has_torch = importlib.util.find_spec("torch") is not None
+    if not has_torch:
+        logging.warning("PyTorch is not installed (extra `bench`): our times alone")
+    results = []
+    for name in ("quick",) if quick else FULL:
+        case = CASES[name]
+        ours = Ours(case)
+        train, predict = {"ours": ours.train}, {"ours": ours.predict}
+        if has_torch:
+            from experiments.benchmarks import torch_twins
+
+            for compiled in (False, True):
+                twin = torch_twins.Twin(case, ours, compiled=compiled)
+                label = "PyTorch compiled" if compiled else "PyTorch eager"
+                difference = float(jnp.abs(twin.predict() - ours.predict()).max())
+                size = float(jnp.abs(ours.predict()).max())
+                if difference > 1e-3 * size:
+                    raise AssertionError(f"{label} {case.name}: logits differ by {difference:.3g}")
+                results.append(
+                    timing.fact(
+                        f"{case.name}, {label}: largest difference of logits",
+                        difference,
+                        f"of {size:.3g}",
+                    )
+                )
+                train[label], predict[label] = twin.train, twin.predict
+        few = repetitions if name in ("quick", "unet16") else min(repetitions, 3)
+        shape = f"{case.name}, {case.batch} images"
+        results += [
+            timing.compare(f"{shape}: training step", train, few, target=case.target_train),
+            timing.compare(f"{shape}: inference", predict, few, target=case.target_predict),
+        ]
+    return results
+
+
+if __name__ == "__main__":
+    timing.run("step", measure)

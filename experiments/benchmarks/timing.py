@@ -1,0 +1,145 @@
+"""What the benchmarks share: repetitions taken in turns, and a result as a table and as JSON."""
+
+import gc
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from spectral_jax.training.run import versions, write_json
+
+OUT = flags.DEFINE_string("out", "", "Folder for NAME.json; nothing is written without it.")
+QUICK = flags.DEFINE_bool("quick", False, "Tiny sizes, to see that everything runs.")
+REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Of each side of a comparison.")
+
+Result = dict[str, Any]
+
+
+def compare(
+    what: str, sides: dict[str, Callable[[], Any]], repetitions: int, *, target: float | None = None
+) -> Result:
+    """Times functions in turns, A B A B, so that a change of the machine's load meets them alike.
+
+    Args:
+      what: is compared.
+      sides: by name, ours first; each is called once before, and must wait for its own result.
+      repetitions: of each.
+      target: what the smallest ratio of another side's time to ours should be at least.
+
+    Returns:
+      Seconds of each side and, of each but the first, its time over ours in the same turn; each
+      as median and quartiles.
+    """
+    for side in sides.values():
+        side()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repetitions):
+        for name, side in sides.items():
+            gc.collect()
+            start = time.perf_counter()
+            side()
+            seconds[name].append(time.perf_counter() - start)
+    ours, *others = sides
+    ratios = {name: spread(np.divide(seconds[name], seconds[ours])) for name in others}
+    return {
+        "what": what,
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "ratio_to_" + ours: ratios,
+        "repetitions": repetitions,
+        "target": target,
+    }
+
+
+def fact(what: str, value: float, unit: str, target: str = "") -> Result:
+    """One figure that is not a comparison of times."""
+    return {"what": what, "value": float(value), "unit": unit, "target": target}
+
+
+def spread(values: Any) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(median), "quartile1": float(low), "quartile3": float(high)}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    optional = {}
+    for package in ("torch", "monai", "medpy"):
+        try:
+            optional[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            optional[package] = "not installed"
+    cpu = pathlib.Path("/proc/cpuinfo")
+    model = platform.processor()
+    if cpu.exists():
+        names = [x for x in cpu.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    load = os.getloadavg()[0]
+    return {
+        **versions(),
+        **optional,
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "load_before": round(load, 1),
+    }
+
+
+def markdown(name: str, document: dict[str, Any]) -> str:
+    """The figures of one benchmark as a table."""
+    lines = [
+        f"### {name}",
+        "",
+        "| what | figure | ratio to ours (quartiles) | target |",
+        "|---|---|---|---|",
+    ]
+    for result in document["results"]:
+        target = "" if result["target"] is None else str(result["target"])
+        if "value" in result:
+            lines.append(
+                f"| {result['what']} | {result['value']:.4g} {result['unit']} | | {target} |"
+            )
+            continue
+        ratios = next(values for key, values in result.items() if key.startswith("ratio_to_"))
+        for side, value in result["seconds"].items():
+            ratio = ratios.get(side)
+            shown = (
+                "1"
+                if ratio is None
+                else (
+                    f"{ratio['median']:.2f} ({ratio['quartile1']:.2f} to {ratio['quartile3']:.2f})"
+                )
+            )
+            shown_target = target and f"at least {target}" if ratio is not None else ""
+            lines.append(
+                f"| {result['what']}: {side} | {1000 * value['median']:.4g} ms | {shown} "
+                f"| {shown_target} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def run(name: str, measure: Callable[[bool, int], list[Result]]) -> None:
+    """Parses flags, measures, prints the table and writes the JSON."""
+
+    def main(_):
+        out = pathlib.Path(OUT.value).expanduser() if OUT.value else None
+        before = machine()
+        results = measure(QUICK.value, 2 if QUICK.value else REPETITIONS.value)
+        document = {"benchmark": name, "quick": QUICK.value, "machine": before, "results": results}
+        print(json.dumps(before))
+        print(markdown(name, document))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / f"{name}.json", document)
+
+    jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
+    app.run(main)
