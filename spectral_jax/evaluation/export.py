@@ -244,7 +244,7 @@ def model_card(facts: dict[str, Any]) -> str:
     lines = [
         f"# {facts['model']} for {', '.join(facts['classes'][1:])}",
         "",
-        f"Segments {data['modality']}; trained on {data['name']}: {data['description']} "
+        f"Modality: {data['modality']}. Trained on {data['name']}: {data['description']} "
         f"Licence of these data: {data['licence']}. Not a medical device.",
         "",
         "## Use",
