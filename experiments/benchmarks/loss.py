@@ -59,7 +59,7 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
         lowered = jax.jit(jax.value_and_grad(loss)).lower(p, m)
         compiled[name] = lowered.compile()
         text = compiled[name].as_text()
-        transforms[name] = text.count(" fft(")
+        transforms[name] = (text or "").count(" fft(")
     for name in plain:
         ours, theirs = (compiled[key](p, m)[0] for key in (name, f"{name} by fft2"))
         assert math.isclose(float(ours), float(theirs), rel_tol=1e-4), (name, ours, theirs)

@@ -5,6 +5,7 @@ python -m experiments.benchmarks.step --out=DIR
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -96,7 +97,8 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
     for name in ("quick",) if quick else FULL:
         case = CASES[name]
         ours = Ours(case)
-        train, predict = {"ours": ours.train}, {"ours": ours.predict}
+        train: dict[str, Callable[[], Any]] = {"ours": ours.train}
+        predict: dict[str, Callable[[], Any]] = {"ours": ours.predict}
         if has_torch:
             from experiments.benchmarks import torch_twins
 

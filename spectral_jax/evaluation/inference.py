@@ -148,7 +148,9 @@ def _in_folder(folder: pathlib.Path, output: pathlib.Path) -> list[Source]:
     return sources
 
 
-def prepare_image(scan: Scan, data: DatasetInfo, file: pathlib.Path, intensity: str = ""):
+def prepare_image(
+    scan: Scan, data: DatasetInfo, file: pathlib.Path, intensity: str = ""
+) -> np.ndarray:
     """Intensities and channels as a data set stores them.
 
     Pictures stay as they are; HDF5 and npz files hold 0 ... 1, as those of the data sets do; NIfTI

@@ -43,13 +43,16 @@ class Comparison:
 
     Attributes:
       mean: mean difference over seeds and cases.
-      low, high: its interval by `crossed_interval`, over other seeds and other cases.
+      low: lower end of its interval by `crossed_interval`, over other seeds and other cases.
+      high: upper end of it.
       p_value: of the same crossed test, two-sided, not corrected for other comparisons.
       effect_size: Cohen's d_z over seeds and over cases.
       detectable: the smallest effect that such a design sees with 80 % power.
-      seeds, cases: what was compared: seeds and cases with a score in both arms.
+      seeds: how many were compared, with a score in both arms.
+      cases: likewise.
       cases_left_out: cases that lack a score in at least one run of those seeds.
-      bootstrap_low, bootstrap_high: the interval by `hierarchical_bootstrap`.
+      bootstrap_low: lower end of the interval by `hierarchical_bootstrap`.
+      bootstrap_high: upper end of it.
       p_over_cases: by `permutation_test`, for other cases but these trainings.
       p_over_seeds: by `seed_test`, for other trainings but these cases.
     """
@@ -75,7 +78,8 @@ def paired_difference(
     """The arm's score minus the baseline's, of each seed and case.
 
     Args:
-      arm, baseline: scores, the same seeds and cases in the same order; NaN is undefined.
+      arm: scores; NaN is undefined.
+      baseline: scores of the same seeds and cases in the same order.
 
     Returns:
       The differences, NaN where either is undefined.
@@ -366,8 +370,8 @@ def compare(
     """Compares an arm with the baseline, paired by seed and case.
 
     Args:
-      arm, baseline: scores, the same seeds and cases in the same order; higher is better, NaN is
-        undefined. A class of a case may be a case.
+      arm: scores; higher is better, NaN is undefined. A class of a case may be a case.
+      baseline: scores of the same seeds and cases in the same order.
       rng: for the bootstrap and the permutations.
       confidence: of the intervals; `detectable` is for a test at 1 - confidence.
       samples: of the bootstrap and of the permutations.
