@@ -36,7 +36,8 @@ def conv_general_dilated(
         and all(options.get(f"{side}_dilation") in (None, (1, 1)) for side in ("lhs", "rhs"))
         and options.get("precision") is None
     )
-    large = x.size >= LARGE and min(kernel.shape[2:]) >= MANY_CHANNELS
+    known = all(isinstance(size, int) for size in x.shape)  # not so when a network is exported
+    large = known and x.size >= LARGE and min(kernel.shape[2:]) >= MANY_CHANNELS
     if plain and large and jax.default_backend() == "cpu" and jax.device_count() == 1:
         return convolution(x, kernel)
     return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
