@@ -11,7 +11,7 @@ def discs(count: int, size: int = 32, dimensions: int = 2, seed: int = 0):
     spatial = (size,) * dimensions
     centres = rng.uniform(0.3 * size, 0.7 * size, (count, *[1] * dimensions, dimensions))
     radii = rng.uniform(0.15 * size, 0.3 * size, (count, *[1] * dimensions))
-    distance = np.linalg.norm(np.stack(np.indices(spatial), -1) - centres, axis=-1)
+    distance = np.linalg.norm(np.moveaxis(np.indices(spatial), 0, -1) - centres, axis=-1)
     labels = (distance < radii).astype(np.int32)
     images = labels + rng.normal(0, 0.5, labels.shape)
     return images[..., None].astype(np.float32), labels
