@@ -21,10 +21,11 @@ from spectral_jax.training import distributed, run
 
 
 def evaluate_split(
-    workdir: epath.Path, data: pathlib.Path, split: str, checkpoint: str
+    workdir: epath.Path, data: pathlib.Path, split: str, checkpoint: str, dataset: str = ""
 ) -> dict[str, Any]:
     """Restores a run and scores it on one split of a prepared data set."""
-    return evaluate(run.restore(workdir, checkpoint), Split(data, split), workdir, checkpoint)
+    trained = run.restore(workdir, checkpoint)
+    return evaluate(trained, Split(data, split), workdir, checkpoint, dataset=dataset)
 
 
 def print_scores(result: dict[str, Any]) -> None:
@@ -51,7 +52,9 @@ def main() -> None:
     for item in ON.value or [config.name]:
         name, _, root = item.partition("=")
         data = run.partner_data(config, name, root)
-        result = evaluate_split(workdir, data, SPLIT.value, CHECKPOINT.value)
+        # another folder of the same kind has results of its own
+        other = f"{name}-{pathlib.Path(root).name}" if root and name == config.name else ""
+        result = evaluate_split(workdir, data, SPLIT.value, CHECKPOINT.value, other)
         if distributed.is_first():
             print_scores(result)
     if distributed.is_first():

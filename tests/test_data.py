@@ -9,6 +9,7 @@ from PIL import Image
 from spectral_jax.data import pipeline
 from spectral_jax.data.datasets import DATASETS, DataError, prepare
 from spectral_jax.data.sources import Split, TrainingSlices, resize_image, resize_label
+from spectral_jax.data.volumes import read_image
 
 CLASSES = ("background", "disc", "square")
 
@@ -90,6 +91,13 @@ def test_slices_are_grouped_into_volumes_by_number(tmp_path, rng):
     volume = Split(prepared, "test").volume("test")
     assert volume.image.shape == (11, 12, 14, 1)
     assert [int(label.max()) for label in volume.label] == list(range(1, 12))  # 10 after 9
+
+
+def test_pictures_of_fractions_are_refused(tmp_path):
+    path = tmp_path / "image.tif"
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(path)
+    with pytest.raises(DataError, match=r"image\.tif: a picture of 32-bit floats"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("kind", ["16 bit", "RGB", "palette mask", "JPEG mask", "mask suffix"])

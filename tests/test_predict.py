@@ -96,6 +96,10 @@ def test_scores_are_written_with_examples_and_counts(mni152, tmp_path):
     assert dice[0] >= dice[1] >= dice[2]
     with np.load(tmp_path / "evaluation" / "mni152-test-examples.npz") as pictures:
         assert pictures["best_image"].shape == pictures["best_prediction"].shape == (233, 197)
+    evaluate(trained(image_size=64), split, tmp_path, "last", dataset="mni152-elsewhere")
+    again = json.loads((tmp_path / "evaluation" / "mni152-elsewhere-test.json").read_text())
+    assert again["dataset"] == "mni152-elsewhere"
+    assert json.loads((tmp_path / "evaluation" / "mni152-test.json").read_text()) == written
 
 
 def test_other_classes_are_refused(mni152, tmp_path):

@@ -50,6 +50,8 @@ def read_image(path: Path) -> Num[np.ndarray, "height width channels"]:
     """Returns a picture as uint8 or uint16, with 1 or 3 channels."""
     with named(path, "picture"), Image.open(path) as file:
         mode = file.mode
+        if mode == "F":
+            raise DataError(f"{path}: a picture of 32-bit floats; expected 8 or 16 bit: save it so")
         if mode == "1":
             mode = "L"
         elif mode != "L" and not mode.startswith("I"):

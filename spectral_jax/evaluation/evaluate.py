@@ -24,7 +24,12 @@ FOLDER = "evaluation"
 
 
 def evaluate(
-    trained: TrainedModel, split: Split, workdir: epath.Path, checkpoint: str = "best"
+    trained: TrainedModel,
+    split: Split,
+    workdir: epath.Path,
+    checkpoint: str = "best",
+    *,
+    dataset: str = "",
 ) -> dict[str, Any]:
     """Scores each case at its original size, volumes as volumes, and writes the result.
 
@@ -37,6 +42,7 @@ def evaluate(
         classes are matched by `label_map`.
       workdir: the run's folder.
       checkpoint: what the checkpoint is called in the result.
+      dataset: what the data set is called in it; its own name by default.
 
     Returns:
       What is written; of several processes, by the first, which alone has the examples.
@@ -76,10 +82,11 @@ def evaluate(
     in_millimetres = all(part["in_millimetres"] for part in parts)
     summary, by_class = summarise(rows)
 
-    name = f"{split.info.name}-{split.name}"
+    dataset = dataset or split.info.name
+    name = f"{dataset}-{split.name}"
     examples, pictures = _examples(predictor, cases, rows) if distributed.is_first() else ([], {})
     result = {
-        "dataset": split.info.name,
+        "dataset": dataset,
         "split": split.name,
         "trained_on": trained.data.name,
         "classes": classes,
