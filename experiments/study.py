@@ -113,7 +113,6 @@ def make_runs(study: Study, workdir: pathlib.Path, raw: dict[str, str]) -> list[
     values = copy.deepcopy(study.config)
     values.data.root = raw.get(values.data.name, "")
     data = parse_config(values).data
-    run.prepare_data(data)
     on = [(run.prepare_data(data), "test")]
     on += [(run.partner_data(data, name, raw.get(name, "")), "all") for name in study.on]
     runs = []
