@@ -19,7 +19,8 @@ def main(_) -> None:
     out = pathlib.Path(timing.OUT.value or "benchmarks").expanduser()
     options = [f"--out={out}", f"--quick={timing.QUICK.value}"]
     options.append(f"--repetitions={timing.REPETITIONS.value}")
-    tables, failed = [], []
+    tables: list[str] = []
+    failed: list[str] = []
     for name in NAMES:
         print(f"{name} ...", flush=True)
         command = [sys.executable, "-m", f"experiments.benchmarks.{name}", *options]
