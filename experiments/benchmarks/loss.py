@@ -4,6 +4,7 @@ python -m experiments.benchmarks.loss --out=DIR
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -46,7 +47,7 @@ def masks(batch, size, classes):
     return jax.nn.softmax(logits), jax.nn.one_hot(labels, classes)
 
 
-def measure(quick: bool, repetitions: int) -> list[timing.Result]:
+def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
     batch, size, classes = (2, 32, 3) if quick else (8, 224, 9)
     p, m = masks(batch, size, classes)
     plain = {
@@ -58,8 +59,8 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
     for name, loss in losses.items():
         lowered = jax.jit(jax.value_and_grad(loss)).lower(p, m)
         compiled[name] = lowered.compile()
-        text = compiled[name].as_text()
-        transforms[name] = (text or "").count(" fft(")
+        text = compiled[name].as_text() or ""
+        transforms[name] = text.count(" fft(")
     for name in plain:
         ours, theirs = (compiled[key](p, m)[0] for key in (name, f"{name} by fft2"))
         assert math.isclose(float(ours), float(theirs), rel_tol=1e-4), (name, ours, theirs)
@@ -68,36 +69,32 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
         return lambda: jax.block_until_ready(compiled[name](p, m))
 
     shape = f"value and gradient, {batch} x {size} x {size} x {classes}"
-    results = [
+    yield from (
         timing.compare(
             f"{name}, {shape}",
             {name: side(name), "fft2": side(f"{name} by fft2"), "dice": side("dice")},
             repetitions,
         )
         for name in plain
-    ]
+    )
     for name, program in compiled.items():
         memory = program.memory_analysis()
         if memory is not None:
-            results.append(
-                timing.fact(f"{name}: temporary memory", memory.temp_size_in_bytes / 2**20, "MiB")
-            )
+            size_mib = memory.temp_size_in_bytes / 2**20
+            yield timing.fact(f"{name}: temporary memory", size_mib, "MiB")
     # forward: one of the prediction, one of the truth; backward: one of the prediction
-    results.append(
-        timing.fact("midband: transforms in value and gradient", transforms["midband"], "", "3")
-    )
+    yield timing.fact("midband: transforms in value and gradient", transforms["midband"], "", "3")
 
     case = step.CASES["quick" if quick else "unet64"]
     steps = {
         name: step.Ours(case, spectral=name, batch=None if quick else 8)
         for name in ("none", "paper", "midband")
     }
-    share = timing.compare(
+    yield timing.compare(
         f"training step of {case.name}, 8 images" if not quick else "training step",
         {name: ours.train for name, ours in steps.items()},
         min(repetitions, 3),
     )
-    return [*results, share]
 
 
 if __name__ == "__main__":

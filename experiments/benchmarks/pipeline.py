@@ -3,10 +3,10 @@
 python -m experiments.benchmarks.pipeline --out=DIR
 """
 
-import functools
 import importlib.util
 import itertools
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -48,7 +48,7 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
         sampler = RandomSampler(warm, replacement=True, num_samples=count * batch_size)
         for workers in (0, 2):
             loader = DataLoader(warm, batch_size, sampler=sampler, num_workers=workers)
-            sides[f"torch DataLoader, {workers} workers"] = functools.partial(list, loader)
+            sides[f"torch DataLoader, {workers} workers"] = partial(list, loader)
     compared = timing.compare(f"{count} batches of {batch_size}, {size} px", sides, repetitions)
     supply = count * batch_size / compared["seconds"]["ours"]["median"]
 

@@ -5,13 +5,13 @@ python -m experiments.benchmarks.step --out=DIR
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from scipy import ndimage
 
 from experiments.benchmarks import timing
@@ -40,7 +40,7 @@ CASES = {
     "unet64": Case("UNet 64, 224 px", "unet", {"widths": (64, 128, 256, 512, 1024)}, 224, 2),
     "transunet": Case("TransUNet, 224 px", "transunet", {}, 224, 2, target_predict=1.0),
 }
-FULL = ("unet16", "unet64", "transunet")
+NETWORKS = flags.DEFINE_list("networks", ["unet16", "unet64", "transunet"], "Keys of CASES.")
 
 
 def blobs(batch: int, size: int, classes: int) -> np.ndarray:
@@ -89,12 +89,11 @@ class Ours:
         return jax.block_until_ready(self.apply(self.state.variables, self.batch["image"]))
 
 
-def measure(quick: bool, repetitions: int) -> list[timing.Result]:
+def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
     has_torch = importlib.util.find_spec("torch") is not None
     if not has_torch:
         logging.warning("PyTorch is not installed (extra `bench`): our times alone")
-    results = []
-    for name in ("quick",) if quick else FULL:
+    for name in ("quick",) if quick else NETWORKS.value:
         case = CASES[name]
         ours = Ours(case)
         train: dict[str, Callable[[], Any]] = {"ours": ours.train}
@@ -109,21 +108,16 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
                 size = float(jnp.abs(ours.predict()).max())
                 if difference > 1e-3 * size:
                     raise AssertionError(f"{label} {case.name}: logits differ by {difference:.3g}")
-                results.append(
-                    timing.fact(
-                        f"{case.name}, {label}: largest difference of logits",
-                        difference,
-                        f"of {size:.3g}",
-                    )
+                yield timing.fact(
+                    f"{case.name}, {label}: largest difference of logits",
+                    difference,
+                    f"of {size:.3g}",
                 )
                 train[label], predict[label] = twin.train, twin.predict
         few = repetitions if name in ("quick", "unet16") else min(repetitions, 3)
         shape = f"{case.name}, {case.batch} images"
-        results += [
-            timing.compare(f"{shape}: training step", train, few, target=case.target_train),
-            timing.compare(f"{shape}: inference", predict, few, target=case.target_predict),
-        ]
-    return results
+        yield timing.compare(f"{shape}: training step", train, few, target=case.target_train)
+        yield timing.compare(f"{shape}: inference", predict, few, target=case.target_predict)
 
 
 if __name__ == "__main__":

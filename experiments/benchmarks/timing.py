@@ -6,7 +6,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any
 
@@ -127,19 +127,21 @@ def markdown(name: str, document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(name: str, measure: Callable[[bool, int], list[Result]]) -> None:
-    """Parses flags, measures, prints the table and writes the JSON."""
+def run(name: str, measure: Callable[[bool, int], Iterable[Result]]) -> None:
+    """Parses flags, measures, writes each result to the JSON, and prints the table."""
 
     def main(_):
         out = pathlib.Path(OUT.value).expanduser() if OUT.value else None
         before = machine()
-        results = measure(QUICK.value, 2 if QUICK.value else REPETITIONS.value)
+        results: list[Result] = []
         document = {"benchmark": name, "quick": QUICK.value, "machine": before, "results": results}
+        for result in measure(QUICK.value, 2 if QUICK.value else REPETITIONS.value):
+            results.append(result)
+            if out is not None:  # each time, so that a run cut short leaves what it has
+                out.mkdir(parents=True, exist_ok=True)
+                write_json(out / f"{name}.json", document)
         print(json.dumps(before))
         print(markdown(name, document))
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / f"{name}.json", document)
 
     jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
     app.run(main)
