@@ -18,11 +18,11 @@ from scipy import ndimage, stats
 from tqdm import tqdm
 
 from spectral_jax.data.sources import Split, Volume
-from spectral_jax.evaluation.evaluate import MatchedCases, without_nan
+from spectral_jax.evaluation.evaluate import MatchedCases, write_result
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics.overlap import confusion_matrix
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel, write_json
+from spectral_jax.training.run import TrainedModel
 
 FOLDER = "analysis"
 MISSED_RECALL = 0.1
@@ -142,10 +142,7 @@ def analyse_errors(
             **compare_distances(appearance, training, properties),
         }
     result["wall_seconds"] = time.perf_counter() - start
-    if distributed.is_first():
-        folder = workdir / FOLDER
-        folder.mkdir(exist_ok=True)
-        write_json(folder / f"{split.info.name}-{split.name}.json", without_nan(result))
+    write_result(workdir, FOLDER, result)
     return result
 
 

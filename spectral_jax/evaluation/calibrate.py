@@ -12,7 +12,7 @@ from scipy import optimize
 from tqdm import tqdm
 
 from spectral_jax.data.sources import Split
-from spectral_jax.evaluation.evaluate import MatchedCases, spread, without_nan
+from spectral_jax.evaluation.evaluate import MatchedCases, spread, write_result
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics.calibration import (
     BINS,
@@ -28,7 +28,7 @@ from spectral_jax.metrics.calibration import (
     scale_temperature,
 )
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel, write_json
+from spectral_jax.training.run import TrainedModel
 
 FOLDER = "calibration"
 REGIONS = ("all", "dilated_union")
@@ -129,10 +129,7 @@ def measure_calibration(
         "max_cases": max_cases,
         "wall_seconds": time.perf_counter() - start,
     }
-    if distributed.is_first():
-        folder = workdir / FOLDER
-        folder.mkdir(exist_ok=True)
-        write_json(folder / f"{split.info.name}-{split.name}.json", without_nan(result))
+    write_result(workdir, FOLDER, result)
     return result
 
 

@@ -202,6 +202,14 @@ def _examples(
     return examples, pictures
 
 
+def write_result(workdir: epath.Path, kind: str, result: dict[str, Any]) -> None:
+    """Writes `<kind>/<dataset>-<split>.json` in the run's folder, by the first process."""
+    if distributed.is_first():
+        folder = workdir / kind
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{result['dataset']}-{result['split']}.json", without_nan(result))
+
+
 def without_nan(value: Any) -> Any:
     """JSON knows no NaN: undefined is null."""
     if isinstance(value, dict):

@@ -23,10 +23,10 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from spectral_jax.data.sources import Split
-from spectral_jax.evaluation.evaluate import without_nan
+from spectral_jax.evaluation.evaluate import write_result
 from spectral_jax.evaluation.explain import fullest_slices
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel, write_json
+from spectral_jax.training.run import TrainedModel
 
 FOLDER = "interactions"
 RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -261,10 +261,7 @@ def measure_interactions(
         "by_image": whole.tolist(),
         "wall_seconds": time.perf_counter() - start,
     }
-    if distributed.is_first():
-        folder = workdir / FOLDER
-        folder.mkdir(exist_ok=True)
-        write_json(folder / f"{split.info.name}-{split.name}.json", without_nan(result))
+    write_result(workdir, FOLDER, result)
     return result
 
 

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from spectral_jax.data.corruptions import LEVELS, corrupt, for_modality, strength
 from spectral_jax.data.sources import Split, resize_image
-from spectral_jax.evaluation.evaluate import MatchedCases, spread, without_nan
+from spectral_jax.evaluation.evaluate import MatchedCases, spread, write_result
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics import overlap, summarise
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel, write_json
+from spectral_jax.training.run import TrainedModel
 
 FOLDER = "robustness"
 METRICS = ("dice", "recall")
@@ -127,10 +127,7 @@ def measure_robustness(
         "max_cases": max_cases,
         "wall_seconds": time.perf_counter() - start,
     }
-    if distributed.is_first():
-        folder = workdir / FOLDER
-        folder.mkdir(exist_ok=True)
-        write_json(folder / f"{split.info.name}-{split.name}.json", without_nan(result))
+    write_result(workdir, FOLDER, result)
     return result
 
 
