@@ -15,6 +15,7 @@ from absl import flags, logging
 from scipy import ndimage
 
 from experiments.benchmarks import timing
+from spectral_jax.models.compilation import compiler_options
 from spectral_jax.training import run, sharding
 from spectral_jax.training.config import MeshConfig, default_config, parse_config
 from spectral_jax.training.step import make_train_step
@@ -77,7 +78,10 @@ class Ours:
         self.batch = sharding.place_batch({"image": self.images, "label": self.labels}, mesh)
         step = make_train_step(model, config, 1000, layout)
         self.program = step.lower(self.state, self.batch).compile()
-        self.apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+        self.apply = jax.jit(
+            lambda variables, images: model.apply(variables, images, train=False),
+            compiler_options=compiler_options(),
+        )
 
     def train(self) -> float:
         """One step; returns its loss."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from spectral_jax.data.augment import to_unit_range
 from spectral_jax.data.sources import fit_patch, resize_image
+from spectral_jax.models.compilation import compiler_options
 from spectral_jax.training.config import ConfigError
 from spectral_jax.training.run import TrainedModel
 
@@ -57,7 +58,9 @@ class Predictor:
         # height and width, and depth where there is one
         axes = range(1, 1 + len(self._input_size)) if flips else ()
         self._flips = [some for n in range(len(axes) + 1) for some in combinations(axes, n)]
-        self._network = jax.jit(functools.partial(apply_network, trained.model))
+        self._network = jax.jit(
+            functools.partial(apply_network, trained.model), compiler_options=compiler_options()
+        )
 
     def slices(
         self, images: Iterable[np.ndarray]

@@ -14,7 +14,6 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from spectral_jax.models.convolution import conv_general_dilated
 from spectral_jax.models.initializers import kernel_normal
 
 
@@ -51,7 +50,7 @@ class StdConv(nn.Module):
         if self.size == 1:
             # on CPU the kernel's gradient is six times faster than that of a convolution
             return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-        return conv_general_dilated(
+        return lax.conv_general_dilated(
             x,
             kernel,
             (self.stride, self.stride),

@@ -14,7 +14,6 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from spectral_jax.models.convolution import conv_general_dilated
 from spectral_jax.models.initializers import kernel_normal
 from spectral_jax.models.resnet_v2 import ResNetV2
 from spectral_jax.models.vit import Encoder, dense_normal, resize_grid
@@ -66,7 +65,6 @@ class ConvolutionBlock(nn.Module):
                 use_bias=False,
                 dtype=self.dtype,
                 kernel_init=kernel_normal,
-                conv_general_dilated=conv_general_dilated,
                 name=f"conv{i}",
             )(x)
             norm = nn.BatchNorm(

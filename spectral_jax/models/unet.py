@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from spectral_jax.models.convolution import conv_general_dilated
 from spectral_jax.models.initializers import kernel_normal
 
 NORMS = ("batch", "group", "instance")
@@ -81,7 +80,6 @@ class ConvolutionBlock(nn.Module):
                 use_bias=False,
                 dtype=self.dtype,
                 kernel_init=kernel_normal,
-                conv_general_dilated=conv_general_dilated,
             )(x)
             norm: nn.Module
             if self.norm == "batch":

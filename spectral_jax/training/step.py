@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from spectral_jax.data.augment import augment, to_unit_range
 from spectral_jax.losses import harmonized_terms
+from spectral_jax.models.compilation import compiler_options
 from spectral_jax.training.config import Config
 from spectral_jax.training.optim import (
     build_optimizer,
@@ -134,6 +135,7 @@ def make_train_step(
         in_shardings=(layout, split_batch(mesh)),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(),
     )
 
 
@@ -180,4 +182,5 @@ def make_count_step(
         count_step,
         in_shardings=(layout.variables, split_batch(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=compiler_options(),
     )
