@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from spectral_jax.models.initializers import kernel_normal
+from spectral_jax.models.layers import on_rows
 
 NORMS = ("batch", "group", "instance")
 
@@ -57,9 +58,10 @@ class UpConvolution(nn.Module):
     @nn.compact
     def __call__(self, x):
         blocks = 2 ** (x.ndim - 2)
-        x = nn.Dense(
+        dense = nn.Dense(
             blocks * self.features, use_bias=False, dtype=self.dtype, kernel_init=kernel_normal
-        )(x)
+        )
+        x = on_rows(dense, x)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return depth_to_space(x) + bias.astype(self.dtype)
 
@@ -153,7 +155,7 @@ class UNet(nn.Module):
             x = jnp.concatenate([features[f"encoder{level}"], x], axis=-1)
             x = features[f"decoder{level}"] = block(width, f"decoder{level}")(x, train=train)
         head = nn.Dense(self.num_classes, kernel_init=kernel_normal, name="head")
-        logits = head(x.astype(jnp.float32))
+        logits = on_rows(head, x.astype(jnp.float32))
 
         logits = logits[(slice(None), *(slice(size) for size in spatial))]
         return (logits, features) if return_features else logits

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from spectral_jax.models.initializers import kernel_normal
+from spectral_jax.models.layers import on_rows
 
 # variance 1 / fan_in: no ReLU follows these layers
 dense_normal = partial(kernel_normal, gain=1.0)
@@ -59,9 +60,10 @@ class SelfAttention(nn.Module):
 
         def project(name):
             features = (self.num_heads, hidden_size // self.num_heads)
-            return nn.DenseGeneral(features, dtype=self.dtype, kernel_init=dense_normal, name=name)(
-                x
+            dense = nn.DenseGeneral(
+                features, dtype=self.dtype, kernel_init=dense_normal, name=name
             )
+            return on_rows(dense, x)
 
         query, key, value = project("query"), project("key"), project("value")
         scores = jnp.einsum(
@@ -75,7 +77,8 @@ class SelfAttention(nn.Module):
         out = nn.DenseGeneral(
             hidden_size, axis=(-2, -1), dtype=self.dtype, kernel_init=dense_normal, name="out"
         )
-        return out(x), attention
+        rows = x.reshape(-1, *x.shape[2:])
+        return out(rows).reshape(*x.shape[:2], hidden_size), attention
 
 
 class EncoderLayer(nn.Module):
@@ -96,8 +99,8 @@ class EncoderLayer(nn.Module):
         tokens = tokens + x
 
         x = LayerNorm(self.dtype, name="mlp_norm")(tokens)
-        x = dropout(nn.gelu(dense(self.mlp_dim, name="fc1")(x), approximate=False))
-        x = dropout(dense(tokens.shape[-1], name="fc2")(x))
+        x = dropout(nn.gelu(on_rows(dense(self.mlp_dim, name="fc1"), x), approximate=False))
+        x = dropout(on_rows(dense(tokens.shape[-1], name="fc2"), x))
         return tokens + x, attention
 
 
