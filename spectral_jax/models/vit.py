@@ -63,22 +63,23 @@ class SelfAttention(nn.Module):
             dense = nn.DenseGeneral(
                 features, dtype=self.dtype, kernel_init=dense_normal, name=name
             )
-            return on_rows(dense, x)
+            return on_rows(dense, x).swapaxes(1, 2)  # heads before tokens: faster products
 
         query, key, value = project("query"), project("key"), project("value")
         scores = jnp.einsum(
-            "bqhd,bkhd->bhqk",
+            "bhqd,bhkd->bhqk",
             query / np.sqrt(query.shape[-1]).astype(query.dtype),
             key,
             preferred_element_type=np.promote_types(self.dtype, np.float32),
         )
         attention = jax.nn.softmax(scores)
-        x = jnp.einsum("bhqk,bkhd->bqhd", attention.astype(self.dtype), value)
+        x = jnp.einsum("bhqk,bhkd->bhqd", attention.astype(self.dtype), value)
         out = nn.DenseGeneral(
             hidden_size, axis=(-2, -1), dtype=self.dtype, kernel_init=dense_normal, name="out"
         )
-        rows = x.reshape(-1, *x.shape[2:])
-        return out(rows).reshape(*x.shape[:2], hidden_size), attention
+        batch, _, tokens, _ = x.shape
+        rows = x.swapaxes(1, 2).reshape(batch * tokens, self.num_heads, -1)
+        return out(rows).reshape(batch, tokens, hidden_size), attention
 
 
 class EncoderLayer(nn.Module):
