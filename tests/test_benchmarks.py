@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.benchmarks import loss, metrics, scaling, timing
+from experiments.benchmarks import loss, metrics, operations, scaling, step, timing
 
 
 def test_compare_takes_turns_and_puts_ours_first():
@@ -26,13 +26,29 @@ def test_compare_takes_turns_and_puts_ours_first():
 
 def test_table_shows_ratios_and_facts():
     results = [
-        timing.compare("x", {"ours": lambda: None, "theirs": lambda: None}, 2, target=1.5),
+        timing.compare(
+            "x", {"ours": lambda: None, "theirs": lambda: None}, 2, target="at least 1.5"
+        ),
         timing.fact("y", 12, "mm", "below 20"),
     ]
     table = timing.markdown("name", {"results": results})
     assert "| x: theirs |" in table
     assert "at least 1.5" in table
     assert "| y | 12 mm | | below 20 |" in table
+
+
+def test_operations():
+    assert len(operations.convolutions(step.CASES["unet64"])) == 18
+    assert operations.convolutions(step.CASES["quick"]) == [
+        (2, 32, 1, 4),
+        (2, 32, 4, 4),
+        (2, 16, 4, 8),
+        (2, 16, 8, 8),
+        (2, 32, 8, 4),
+        (2, 32, 4, 4),
+    ]
+    results = list(operations.measure(True, 1))
+    assert all(result.get("value", 1) > 0 for result in results)
 
 
 def test_metrics():

@@ -31,15 +31,14 @@ class Case:
     size: int
     batch: int
     classes: int = 9
-    target_train: float = 1.0
-    target_predict: float = 1.2
+    target_predict: str = "at least 1.2"
 
 
 CASES = {
     "quick": Case("UNet 4", "unet", {"widths": (4, 8)}, 32, 2, 3),
     "unet16": Case("UNet 16, 128 px", "unet", {"widths": (16, 32, 64, 128, 256)}, 128, 8),
     "unet64": Case("UNet 64, 224 px", "unet", {"widths": (64, 128, 256, 512, 1024)}, 224, 2),
-    "transunet": Case("TransUNet, 224 px", "transunet", {}, 224, 2, target_predict=1.0),
+    "transunet": Case("TransUNet, 224 px", "transunet", {}, 224, 2, target_predict="at least 1.0"),
 }
 NETWORKS = flags.DEFINE_list("networks", ["unet16", "unet64", "transunet"], "Keys of CASES.")
 
@@ -120,7 +119,7 @@ def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
                 train[label], predict[label] = twin.train, twin.predict
         few = repetitions if name in ("quick", "unet16") else min(repetitions, 3)
         shape = f"{case.name}, {case.batch} images"
-        yield timing.compare(f"{shape}: training step", train, few, target=case.target_train)
+        yield timing.compare(f"{shape}: training step", train, few, target="at least 1.0")
         yield timing.compare(f"{shape}: inference", predict, few, target=case.target_predict)
 
 

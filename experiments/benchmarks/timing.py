@@ -24,7 +24,7 @@ Result = dict[str, Any]
 
 
 def compare(
-    what: str, sides: dict[str, Callable[[], Any]], repetitions: int, *, target: float | None = None
+    what: str, sides: dict[str, Callable[[], Any]], repetitions: int, *, target: str = ""
 ) -> Result:
     """Times functions in turns, A B A B, so that a change of the machine's load meets them alike.
 
@@ -32,7 +32,7 @@ def compare(
       what: is compared.
       sides: by name, ours first; each is called once before, and must wait for its own result.
       repetitions: of each.
-      target: what the smallest ratio of another side's time to ours should be at least.
+      target: for the ratios of the other sides' times to ours, in words.
 
     Returns:
       Seconds of each side and, of each but the first, its time over ours in the same turn; each
@@ -103,7 +103,7 @@ def markdown(name: str, document: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for result in document["results"]:
-        target = "" if result["target"] is None else str(result["target"])
+        target = result["target"]
         if "value" in result:
             lines.append(
                 f"| {result['what']} | {result['value']:.4g} {result['unit']} | | {target} |"
@@ -119,7 +119,7 @@ def markdown(name: str, document: dict[str, Any]) -> str:
                     f"{ratio['median']:.2f} ({ratio['quartile1']:.2f} to {ratio['quartile3']:.2f})"
                 )
             )
-            shown_target = target and f"at least {target}" if ratio is not None else ""
+            shown_target = target if ratio is not None else ""
             lines.append(
                 f"| {result['what']}: {side} | {1000 * value['median']:.4g} ms | {shown} "
                 f"| {shown_target} |"

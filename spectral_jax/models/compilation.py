@@ -6,7 +6,7 @@ import jax
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str | bool]:
     """Options for `jax.jit` of a function that runs a network; none are needed on accelerators.
 
     On CPU, XLA 0.10 hands convolutions to YNNPACK by default, where a training step of UNet takes
@@ -17,7 +17,7 @@ def compiler_options() -> dict[str, str]:
         return {}
     kinds = ("DOT", "INDIVIDUAL_DOT", "REDUCE")  # not INDIVIDUAL_CONVOLUTION
     fusions = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
-    options = {"xla_cpu_experimental_ynn_fusion_type": fusions}
+    options: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": fusions}
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:

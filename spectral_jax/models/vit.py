@@ -60,9 +60,7 @@ class SelfAttention(nn.Module):
 
         def project(name):
             features = (self.num_heads, hidden_size // self.num_heads)
-            dense = nn.DenseGeneral(
-                features, dtype=self.dtype, kernel_init=dense_normal, name=name
-            )
+            dense = nn.DenseGeneral(features, dtype=self.dtype, kernel_init=dense_normal, name=name)
             return on_rows(dense, x).swapaxes(1, 2)  # heads before tokens: faster products
 
         query, key, value = project("query"), project("key"), project("value")
