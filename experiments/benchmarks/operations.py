@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from experiments.benchmarks import step, timing
-from spectral_jax.models.compilation import compiler_options
+from spectral_jax.models import compiler_options
 
 Layer = tuple[int, int, int, int]  # images, pixels along an axis, channels in and out
 

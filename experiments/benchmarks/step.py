@@ -15,7 +15,7 @@ from absl import flags, logging
 from scipy import ndimage
 
 from experiments.benchmarks import timing
-from spectral_jax.models.compilation import compiler_options
+from spectral_jax.models import compiler_options
 from spectral_jax.training import run, sharding
 from spectral_jax.training.config import MeshConfig, default_config, parse_config
 from spectral_jax.training.step import make_train_step

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from spectral_jax.data.augment import to_unit_range
 from spectral_jax.data.sources import fit_patch, resize_image
-from spectral_jax.models.compilation import compiler_options
+from spectral_jax.models import compiler_options
 from spectral_jax.training.config import ConfigError
 from spectral_jax.training.run import TrainedModel
 

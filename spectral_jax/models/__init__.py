@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from spectral_jax.models.compilation import compiler_options
 from spectral_jax.models.pretrained import load_imagenet21k, load_pretrained, load_transunet_torch
 from spectral_jax.models.transunet import TransUNet
 from spectral_jax.models.unet import UNet
@@ -52,6 +53,7 @@ __all__ = [
     "TransUNet",
     "UNet",
     "build_model",
+    "compiler_options",
     "load_imagenet21k",
     "load_pretrained",
     "load_transunet_torch",

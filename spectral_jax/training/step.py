@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from spectral_jax.data.augment import augment, to_unit_range
 from spectral_jax.losses import harmonized_terms
-from spectral_jax.models.compilation import compiler_options
+from spectral_jax.models import compiler_options
 from spectral_jax.training.config import Config
 from spectral_jax.training.optim import (
     build_optimizer,
