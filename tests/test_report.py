@@ -236,6 +236,11 @@ def test_pictures_have_the_size_of_the_page(shape):
     assert picture.shape[0] / picture.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.01)
 
 
+def test_noise_fits_into_a_picture():
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+    assert overlays.data_uri(noise).startswith("data:image/jpeg;base64,")
+
+
 def test_reporting_needs_no_jax():
     code = "import sys, spectral_jax.reporting; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -74,7 +74,7 @@ def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
             f"{name}, {shape}",
             {name: side(name), "fft2": side(f"{name} by fft2"), "dice": side("dice")},
             repetitions,
-            target="fft2 at least 1.5",
+            target="of fft2, at least 1.5",
         )
         for name in plain
     )
@@ -95,7 +95,7 @@ def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
         f"training step of {case.name}, 8 images" if not quick else "training step",
         {name: ours.train for name, ours in steps.items()},
         repetitions,
-        target="paper at most 1.01, midband at most 1.03",
+        target="`paper` at most 1.01, `midband` 1.03",
     )
 
 

@@ -22,7 +22,7 @@ PAGE_PIXELS = 384  # of a picture's longer side, about; small pictures are enlar
 def data_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:
     """A picture as a JPEG inside a `data:` address."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=85, subsampling=0, optimize=True)
+    Image.fromarray(picture).save(file, "JPEG", quality=85, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
