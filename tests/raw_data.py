@@ -10,6 +10,21 @@ import numpy as np
 TO_BTCV = {1: 1, 2: 2, 3: 3, 4: 4, 15: 5, 5: 6, 6: 7, 52: 8, 63: 9, 64: 10, 7: 11, 8: 12, 9: 13}
 TRANSUNET_FROM_BTCV = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
 
+DICOM_PATIENT = {
+    "PatientID": "1",
+    "PatientName": "A^B",
+    "PatientBirthDate": "",
+    "PatientSex": "O",
+    "StudyDate": "20200101",
+    "StudyTime": "120000",
+    "StudyID": "1",
+    "AccessionNumber": "",
+    "ReferringPhysicianName": "",
+    "Manufacturer": "none",
+    "SeriesNumber": 1,
+}
+"""Patient, study and series of a DICOM file: what it must have and no test looks at."""
+
 
 def link(source: Path, target: Path, pattern: str = ".*") -> Path:
     """A folder with links to some of the files of another."""

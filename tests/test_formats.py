@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from raw_data import DICOM_PATIENT
 
 from spectral_jax.data.formats import file_kind, group_series, read_scan, written_whole
 from spectral_jax.data.volumes import DataError
@@ -184,17 +185,7 @@ def test_a_dicom_photograph_is_seen_as_displayed(rng, tmp_path):
         "StudyInstanceUID": generate_uid(),
         "SeriesInstanceUID": generate_uid(),
         "Modality": "DX",
-        "PatientID": "1",
-        "PatientName": "A^B",
-        "PatientBirthDate": "",
-        "PatientSex": "O",
-        "StudyDate": "20200101",
-        "StudyTime": "120000",
-        "StudyID": "1",
-        "AccessionNumber": "",
-        "ReferringPhysicianName": "",
-        "Manufacturer": "none",
-        "SeriesNumber": 1,
+        **DICOM_PATIENT,
         "InstanceNumber": 1,
         "Rows": 12,
         "Columns": 10,

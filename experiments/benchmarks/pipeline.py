@@ -65,9 +65,11 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
 
     batch = take(warm)
     change = jax.jit(augment)
-    changed = lambda: jax.block_until_ready(  # noqa: E731
-        change(jax.random.key(0), to_unit_range(batch["image"]), batch["label"])
-    )
+
+    def changed():
+        images = to_unit_range(batch["image"])
+        return jax.block_until_ready(change(jax.random.key(0), images, batch["label"]))
+
     case = step.CASES["quick" if quick else "unet16"]
     ours = step.Ours(case)
     work = timing.compare(

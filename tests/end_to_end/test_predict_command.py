@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
-from raw_data import link
+from raw_data import DICOM_PATIENT, link
 
 from experiments.configs import hippocampus_3d, tiny
 from spectral_jax.training import run
@@ -269,17 +269,7 @@ def write_series(file, folder, modality="MR"):
         "SeriesInstanceUID": generate_uid(),
         "FrameOfReferenceUID": generate_uid(),
         "Modality": modality,
-        "PatientID": "1",
-        "PatientName": "A^B",
-        "PatientBirthDate": "",
-        "PatientSex": "O",
-        "StudyDate": "20200101",
-        "StudyTime": "120000",
-        "StudyID": "1",
-        "AccessionNumber": "",
-        "ReferringPhysicianName": "",
-        "Manufacturer": "none",
-        "SeriesNumber": 1,
+        **DICOM_PATIENT,
         "Rows": voxels.shape[1],
         "Columns": voxels.shape[2],
         "PixelSpacing": [spacing[1], spacing[0]],
