@@ -24,12 +24,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments import flags
-from spectral_jax.data import formats
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import INTENSITIES, DataError
 from spectral_jax.evaluation import inference
 from spectral_jax.evaluation.inference import Failure, Prediction
 from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.files import written_whole
 from spectral_jax.reporting import overlays
 from spectral_jax.training import run
 
@@ -42,7 +42,7 @@ def save(prediction: Prediction, output: pathlib.Path, data: DatasetInfo) -> lis
     if prediction.probabilities is not None:
         prediction.scan.write_probabilities(prediction.probabilities, stem)
     if OVERLAYS.value:
-        with formats.written_whole(stem.with_name(stem.name + "_overlay.png")) as temporary:
+        with written_whole(stem.with_name(stem.name + "_overlay.png")) as temporary:
             Image.fromarray(draw_overlay(prediction, data.colors)).save(temporary)
     return prediction.scan.write_labels(prediction.labels, stem, data.classes, data.colors)
 
@@ -58,7 +58,7 @@ def draw_overlay(prediction: Prediction, colors: Sequence[str]) -> np.ndarray:
 
 def write_summary(file: pathlib.Path, rows: Sequence[dict[str, str]], data: DatasetInfo) -> None:
     """Writes a row for each case: its files, and the size of each class or why there is none."""
-    with formats.written_whole(file) as temporary, temporary.open("w", newline="") as text:
+    with written_whole(file) as temporary, temporary.open("w", newline="") as text:
         columns = ["input", "output", "unit", *data.classes[1:], "error"]
         writer = csv.DictWriter(text, columns, restval="")
         writer.writeheader()

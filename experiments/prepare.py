@@ -11,7 +11,6 @@ each set is to be had and laid out. It may be interrupted, and repeated.
 
 import ast
 import difflib
-import json
 import logging
 import pathlib
 import textwrap
@@ -24,7 +23,13 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from spectral_jax.data.datasets import DATASETS, DataError, Dataset, prepare
-from spectral_jax.data.datasets.summary import CHECKSUMS_FILE, SHEET_FILE, SUMMARY_FILE
+from spectral_jax.data.datasets.summary import (
+    CHECKSUMS_FILE,
+    PREPARE_AGAIN,
+    SHEET_FILE,
+    SUMMARY_FILE,
+)
+from spectral_jax.files import read_json
 
 COLUMNS = {
     "name": 19,
@@ -92,7 +97,7 @@ def print_dataset(dataset: Dataset) -> None:
 
 def print_summary(folder: pathlib.Path) -> None:
     """Prints what a prepared set holds."""
-    summary = json.loads((folder / SUMMARY_FILE).read_text())
+    summary = read_json(folder / SUMMARY_FILE, PREPARE_AGAIN)
     for name, split in summary["splits"].items():
         shares = ", ".join(
             f"{label} {100 * share:.2f} %"

@@ -12,7 +12,6 @@ import concurrent.futures
 import contextlib
 import copy
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from experiments import flags
 from experiments.studies.design import Study
-from spectral_jax.data.datasets.summary import SUMMARY_FILE
+from spectral_jax.data.datasets.summary import PREPARE_AGAIN, SUMMARY_FILE
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.analysis import analyse_errors
 from spectral_jax.evaluation.calibrate import measure_calibration
@@ -38,6 +37,7 @@ from spectral_jax.evaluation.explain import measure_explanations
 from spectral_jax.evaluation.interactions import measure_interactions
 from spectral_jax.evaluation.robustness import measure_robustness
 from spectral_jax.evaluation.study import collect
+from spectral_jax.files import read_json, write_json
 from spectral_jax.reporting import write_study_report
 from spectral_jax.training import run
 from spectral_jax.training.config import Config, ConfigError, parse_config
@@ -46,6 +46,7 @@ from spectral_jax.training.run import TrainedModel
 
 STUDIES = "experiments/studies"
 STUDY_FILE = "study.json"
+START_AGAIN = "delete it and start the study again"
 GIBIBYTES_PER_RUN = 3
 POLL_SECONDS = 1.0
 
@@ -272,7 +273,7 @@ def describe(
         "versions": versions,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "wall_seconds": wall_seconds,
-        "licence": json.loads((data / SUMMARY_FILE).read_text())["licence"],
+        "licence": read_json(data / SUMMARY_FILE, PREPARE_AGAIN)["licence"],
         "show_images": study.show_images,
     }
 
@@ -283,15 +284,15 @@ def main() -> None:
     raw = dict(item.partition("=")[::2] for item in RAW.value)
     runs = make_runs(study, workdir, raw)
     file = workdir / STUDY_FILE
-    start = time.time() - (json.loads(file.read_text())["wall_seconds"] if file.exists() else 0)
+    start = time.time() - (read_json(file, START_AGAIN)["wall_seconds"] if file.exists() else 0)
     failures = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(flags.EXIT_PREEMPTED))
     for task, error in perform_all(runs, JOBS.value or default_jobs()):
         if error:
             failures.append(f"  {task.name}: {type(error).__name__}: {error}")
         else:
-            versions = json.loads((task.folder / run.VERSIONS_FILE).read_text())
-            run.write_json(file, describe(study, runs, versions, time.time() - start))
+            versions = read_json(task.folder / run.VERSIONS_FILE, START_AGAIN)
+            write_json(file, describe(study, runs, versions, time.time() - start))
     collect(workdir)
     print(f"report: {write_study_report(workdir)}")
     if failures:

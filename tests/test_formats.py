@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from raw_data import DICOM_PATIENT
 
-from spectral_jax.data.formats import file_kind, group_series, read_scan, written_whole
+from spectral_jax.data.formats import file_kind, group_series, read_scan
 from spectral_jax.data.volumes import DataError
 
 CLASSES = ("background", "one", "two")
@@ -152,17 +152,6 @@ def test_kinds_of_files(tmp_path):
     (tmp_path / "README").write_bytes(b"text")
     assert file_kind(tmp_path / "1.2.840.5") == "dicom"
     assert file_kind(tmp_path / "README") == ""
-
-
-def test_nothing_is_half_written(tmp_path):
-    def fail():
-        with written_whole(tmp_path / "new/a.png") as temporary:
-            temporary.write_bytes(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_dicom_that_cannot_be_read_stands_alone(tmp_path):

@@ -10,7 +10,6 @@ makes of it: columns, rows from the last, slices along their normal.
 """
 
 import dataclasses
-import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from PIL import Image, ImageColor
 
 from spectral_jax.data import volumes
 from spectral_jax.data.volumes import DataError, Spacing, named
+from spectral_jax.files import written_whole
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -137,18 +137,6 @@ def labels_ending(path: pathlib.Path) -> str:
         return ".png"
     known = (*NIFTI_ENDINGS, *PICTURE_ENDINGS, *ARRAY_ENDINGS)
     return next((ending for ending in known if name.endswith(ending)), path.suffix)
-
-
-@contextmanager
-def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary file of the same ending, which takes its place once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _beside(stem: pathlib.Path, ending: str) -> pathlib.Path:

@@ -1,7 +1,6 @@
 """Scores of a trained network on every case of a split, written to the run's folder."""
 
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from tqdm import tqdm
 from spectral_jax.data.datasets import DATASETS, label_map
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.files import write_arrays, write_json
 from spectral_jax.metrics import score_case, summarise
 from spectral_jax.training import distributed, sharding
 from spectral_jax.training.config import MeshConfig
-from spectral_jax.training.run import TrainedModel, write_arrays, write_json
+from spectral_jax.training.run import TrainedModel
 
 FOLDER = "evaluation"
 
@@ -103,7 +103,7 @@ def evaluate(
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)
         write_arrays(folder / f"{name}-examples.npz", pictures)
-        write_json(folder / f"{name}.json", without_nan(result))
+        write_json(folder / f"{name}.json", result)
     return result
 
 
@@ -207,15 +207,4 @@ def write_result(workdir: epath.Path, kind: str, result: dict[str, Any]) -> None
     if distributed.is_first():
         folder = workdir / kind
         folder.mkdir(exist_ok=True)
-        write_json(folder / f"{result['dataset']}-{result['split']}.json", without_nan(result))
-
-
-def without_nan(value: Any) -> Any:
-    """JSON knows no NaN: undefined is null."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        write_json(folder / f"{result['dataset']}-{result['split']}.json", result)

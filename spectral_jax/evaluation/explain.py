@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from spectral_jax.data.augment import to_unit_range
 from spectral_jax.data.sources import Split, resize_image, resize_label
-from spectral_jax.evaluation.evaluate import MatchedCases, without_nan
+from spectral_jax.evaluation.evaluate import MatchedCases
 from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.files import write_arrays, write_json
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel, write_arrays, write_json
+from spectral_jax.training.run import TrainedModel
 
 FOLDER = "explanation"
 METHODS = ("seg_grad_cam", "layer_cam")
@@ -493,7 +494,7 @@ def measure_explanations(
         folder.mkdir(exist_ok=True)
         name = f"{split.info.name}-{split.name}"
         write_arrays(folder / f"{name}-examples.npz", pictures)
-        write_json(folder / f"{name}.json", without_nan(result))
+        write_json(folder / f"{name}.json", result)
     return result
 
 

@@ -18,9 +18,9 @@ import numpy as np
 
 import spectral_jax
 from spectral_jax.data.datasets import DATASETS
-from spectral_jax.data.formats import written_whole
 from spectral_jax.data.volumes import CT_WINDOW, MRI_PERCENTILES
 from spectral_jax.evaluation.predict import apply_network
+from spectral_jax.files import read_json, written_whole
 from spectral_jax.training.run import TrainedModel
 
 STABLEHLO_FILE = "model.jax"
@@ -180,7 +180,7 @@ def _scores(workdir: Any, step: int) -> list[dict[str, Any]]:
     """What evaluations in a run's folder found of one step."""
     folder = workdir / "evaluation"
     files = sorted(folder.glob("*.json")) if folder.exists() else []
-    results = [json.loads(file.read_text()) for file in files]
+    results = [read_json(file, "delete it and run experiments.evaluate again") for file in files]
     return [
         {key: result[key] for key in ("dataset", "split", "distance_unit", "summary", "by_class")}
         for result in results

@@ -6,7 +6,6 @@ runs in `runs/ARM/seedN`, each with `evaluation/`, `robustness/`, `calibration/`
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections import defaultdict
@@ -18,12 +17,12 @@ import numpy as np
 from jaxtyping import Float
 
 from spectral_jax.evaluation import aggregate
-from spectral_jax.evaluation.evaluate import without_nan
 from spectral_jax.evaluation.interactions import middle_share
 from spectral_jax.evaluation.statistics import PAPER_GAIN, Comparison, compare, holm, verdict
-from spectral_jax.training.run import write_json
+from spectral_jax.files import read_json, without_nan, write_json
 
 STUDY_FILE, RESULTS_FILE = "study.json", "results.json"
+MEASURE_AGAIN = "delete it and measure again"
 # What a gain of a spectral arm has to exceed: its spatial twins, and the other frequency loss.
 CONTROLS = ("matthews", "pearson", "focal_frequency")
 
@@ -223,7 +222,7 @@ def collect(study: str | os.PathLike[str], *, samples: int = 10000) -> dict[str,
     folder = pathlib.Path(study)
     if not (folder / STUDY_FILE).exists():
         raise ValueError(f"{folder} is not a study's folder: it has no {STUDY_FILE}")
-    description = _read(folder / STUDY_FILE)
+    description = read_json(folder / STUDY_FILE, "delete it and run the study again")
     runs = [(arm, seed) for arm in description["arms"] for seed in _seeds(description, arm)]
     data_sets = _read_runs(folder, runs)
     if not data_sets:
@@ -247,13 +246,6 @@ def collect(study: str | os.PathLike[str], *, samples: int = 10000) -> dict[str,
     results = without_nan(results)
     write_json(folder / RESULTS_FILE, results)
     return results
-
-
-def _read(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it and measure again") from error
 
 
 def _seeds(description: Result, arm: str) -> Sequence[int]:
@@ -283,11 +275,11 @@ def _read_runs(folder: pathlib.Path, runs: Sequence[tuple[str, int]]) -> dict[st
                     path.stem, DataSet(defaultdict(set), {}, defaultdict(dict), {})
                 )
                 try:
-                    _take(data_set, kind, arm, seed, _read(path))
+                    _take(data_set, kind, arm, seed, read_json(path, MEASURE_AGAIN))
                 except (KeyError, TypeError, IndexError) as error:
                     raise ValueError(
                         f"{path} has another form than this version of the package writes "
-                        f"({type(error).__name__}: {error}): delete it and measure again"
+                        f"({type(error).__name__}: {error}): {MEASURE_AGAIN}"
                     ) from error
     return data_sets
 

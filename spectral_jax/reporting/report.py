@@ -4,6 +4,8 @@ import io
 import json
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +13,17 @@ import jinja2
 import numpy as np
 from etils import epath
 
+from spectral_jax.files import read_json, write_text
 from spectral_jax.reporting import charts, overlays
 
 Line = dict[str, Any]
+
+EVALUATE_AGAIN = "delete it and run experiments.evaluate again"
+# what reading an evaluation with missing or damaged parts raises
+DAMAGE = (
+    *(LookupError, TypeError, AttributeError, ValueError),
+    *(EOFError, zipfile.BadZipFile, zlib.error),
+)
 
 # Keys of a training line that are not terms of the loss; every other one is.
 BOOKKEEPING = ("kind", "step", "epoch")
@@ -42,7 +52,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         folder = folder.resolve()
     lines, unreadable_lines = read_metrics(folder / "metrics.jsonl")
     evaluations = [_evaluation(path) for path in sorted(folder.glob("evaluation/*.json"))]
-    config = read_json(folder / "config.json")
+    config = read_if_there(folder / "config.json", "restore it from a copy")
     if not (lines or evaluations or config):
         raise ValueError(
             f"{folder} is not a run's folder: it has neither config.json nor metrics.jsonl "
@@ -57,7 +67,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         name=folder.name,
         parts=[part["name"] for part in config.values() if _has_name(part)],
         config=list(flatten(config)),
-        versions=read_json(folder / "versions.json"),
+        versions=read_if_there(folder / "versions.json", "delete it"),
         evaluations=evaluations,
         training=training,
         curves=_learning_curves(training),
@@ -66,7 +76,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         unreadable_lines=unreadable_lines,
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
@@ -90,7 +100,7 @@ def read_metrics(path: epath.Path) -> tuple[list[Line], int]:
     checkpoint: of two lines about one step the later one counts.
     """
     lines, unreadable = {}, 0
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_bytes().splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
             lines[line["kind"], line["step"]] = line
@@ -99,12 +109,9 @@ def read_metrics(path: epath.Path) -> tuple[list[Line], int]:
     return sorted(lines.values(), key=lambda line: line["step"]), unreadable
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """What a file says; nothing if there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): write it again or delete it") from error
+def read_if_there(path: epath.Path, fix: str) -> dict[str, Any]:
+    """What a JSON file says; nothing if there is none."""
+    return read_json(path, fix) if path.exists() else {}
 
 
 def is_finite(line: Mapping[str, Any], key: str) -> bool:
@@ -171,7 +178,17 @@ def _validation(validation: Sequence[Line], colors: Mapping[str, str]) -> dict[s
 
 
 def _evaluation(path: epath.Path) -> dict[str, Any]:
-    evaluation = read_json(path)
+    evaluation = read_json(path, EVALUATE_AGAIN)
+    try:
+        return _describe_evaluation(path, evaluation)
+    except DAMAGE as error:
+        raise ValueError(
+            f"{path}, or the examples beside it, cannot be used ({type(error).__name__}: {error}): "
+            f"{EVALUATE_AGAIN}"
+        ) from error
+
+
+def _describe_evaluation(path: epath.Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     classes, colors = evaluation["classes"], evaluation["colors"]
     foreground = dict(zip(classes[1:], colors[1:], strict=True))
     dice = {

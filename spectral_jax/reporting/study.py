@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from spectral_jax.files import read_json, write_text
 from spectral_jax.reporting import overlays, study_charts
 from spectral_jax.reporting.charts import INK
 from spectral_jax.reporting.report import (
@@ -15,7 +16,7 @@ from spectral_jax.reporting.report import (
     flatten,
     get_template,
     is_finite,
-    read_json,
+    read_if_there,
     read_metrics,
 )
 from spectral_jax.reporting.study_charts import Pen
@@ -53,13 +54,13 @@ def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
       ValueError: where there is no `results.json`.
     """
     folder = pathlib.Path(study).resolve()
-    results = read_json(folder / "results.json")
+    results = read_if_there(folder / "results.json", "delete it and run the study again")
     if not results:
         raise ValueError(f"{folder} has no results.json: spectral_jax.evaluation.study.collect")
     described = results["study"]
     pens = _pens(results["groups"])
     first_run = next(iter(sorted((folder / "runs").glob("*/seed*/config.json"))), None)
-    settings = flatten(read_json(first_run)) if first_run else ()
+    settings = flatten(read_json(first_run, "restore it from a copy")) if first_run else ()
     config = [(key, value) for key, value in settings if key not in FOLDERS]
     topics = {
         "differences": _by_group(results, pens, _differences, results["claims"]),
@@ -84,8 +85,8 @@ def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
         designs=list(_designs(results)),
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    (folder / "report.md").write_text(_markdown(results), encoding="utf-8")
+    write_text(path, page)
+    write_text(folder / "report.md", _markdown(results))
     return path
 
 

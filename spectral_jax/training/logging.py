@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -12,6 +13,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from spectral_jax.files import is_on_store, write_text
 from spectral_jax.training.distributed import is_first
 
 FILE = "metrics.jsonl"
@@ -29,18 +31,16 @@ class RunLog:
         self._workdir = epath.Path(workdir)
         self._temporary: tempfile.TemporaryDirectory | None = None
         folder = pathlib.Path(workdir)
-        if "://" in str(workdir):
+        if is_on_store(workdir):
             self._temporary = tempfile.TemporaryDirectory(prefix="spectral_jax-")
             folder = pathlib.Path(self._temporary.name)
         self._folder = folder
         path = folder / FILE if self._writes else pathlib.Path(os.devnull)
         if self._writes and (self._workdir / FILE).exists():
             # what came after the checkpoint will come again; the last line may be half-written
-            lines = (self._workdir / FILE).read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step(line) <= first_step]
-            replacement = path.with_suffix(".new")
-            replacement.write_text("".join(kept))
-            replacement.replace(path)
+            lines = (self._workdir / FILE).read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and _step(line) <= first_step]
+            write_text(path, b"".join(kept).decode())
         self._file = path.open("a")
         # its queue has no end, for a full one waits for a thread that a full disk has ended
         self._board = SummaryWriter(
@@ -101,5 +101,8 @@ class RunLog:
             self._temporary.cleanup()
 
 
-def _step(line: str) -> int:
-    return json.loads(line)["step"]
+def _step(line: bytes) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # damaged: left out

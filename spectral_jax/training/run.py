@@ -1,18 +1,16 @@
 """A run's folder: its configuration and versions, and what is built again from them."""
 
 import dataclasses
-import io
 import json
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -20,6 +18,7 @@ from jax.sharding import Mesh
 import spectral_jax
 from spectral_jax.data import datasets
 from spectral_jax.data.sources import DatasetInfo
+from spectral_jax.files import read_json, write_json
 from spectral_jax.models import MODELS, build_model
 from spectral_jax.training import distributed, sharding
 from spectral_jax.training.checkpoint import Checkpoints
@@ -36,6 +35,7 @@ from spectral_jax.training.state import TrainState, create_state
 CONFIG_FILE = "config.json"
 VERSIONS_FILE = "versions.json"
 DATASET_FILE = "dataset.json"
+RESTORE = "restore it from a copy, or use another --workdir and train again"
 # these may change between the starts of a run: they do not change what is computed
 FREE_KEYS = (
     *("data.root", "data.data_dir", "mesh.data", "mesh.fsdp"),
@@ -72,7 +72,7 @@ def start_run(config: Config, workdir: epath.Path, data: DatasetInfo) -> None:
     values = dataclasses.asdict(config)
     if file.exists():
         # through JSON, as the stored values went: tuples become lists
-        before, now = _flatten(json.loads(file.read_text())), _flatten(_plain(values))
+        before, now = _flatten(read_json(file, RESTORE)), _flatten(_plain(values))
         changed = [
             f"  config.{key}: {before.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(before.keys() | now.keys())
@@ -110,12 +110,12 @@ def read_config(workdir: epath.Path) -> Config:
     file = workdir / CONFIG_FILE
     if not file.exists():
         raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it")
-    return parse_config(json.loads(file.read_text()))
+    return parse_config(read_json(file, RESTORE))
 
 
 def read_dataset_info(workdir: pathlib.Path) -> DatasetInfo:
     """What a run was trained on; what older runs did not store, the data set's entry says."""
-    data = DatasetInfo(**_tuples(json.loads((workdir / DATASET_FILE).read_text())))
+    data = DatasetInfo(**_tuples(read_json(workdir / DATASET_FILE, RESTORE)))
     entry = datasets.DATASETS[data.name]
     return dataclasses.replace(
         data,
@@ -226,24 +226,6 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
     if module is not None and "image_size" in module.__dataclass_fields__:
         options.setdefault("image_size", config.data.image_size)
     return build_model(config.model.name, num_classes=num_classes, **options)
-
-
-def write_json(file: epath.Path, values: dict[str, Any]) -> None:
-    """Writes a file as a whole or not at all."""
-    text = json.dumps(values, indent=2) + "\n"
-    if "://" in str(file):  # an object of a store appears when all of it is there
-        file.write_text(text)
-        return
-    new = file.with_suffix(".new")
-    new.write_text(text)
-    new.replace(file)
-
-
-def write_arrays(file: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an npz file; at once, as files of a store cannot be sought in."""
-    archive = io.BytesIO()
-    np.savez_compressed(archive, allow_pickle=False, **arrays)
-    file.write_bytes(archive.getvalue())
 
 
 def _plain(values: Any) -> Any:

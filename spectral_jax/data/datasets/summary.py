@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from scipy import ndimage
 
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
 from spectral_jax.data.sources import Split, resize_image, resize_label
+from spectral_jax.files import read_json, write_json
 
 SUMMARY_FILE = "summary.json"
+PREPARE_AGAIN = "delete its folder, and prepare the data set again"
 CHECKSUMS_FILE = "SHA256SUMS"
 SHEET_FILE = "contact_sheet.png"
 SHEET_COLUMNS = 6
@@ -108,13 +109,13 @@ def write(
             "sha256_of_checksums": hashlib.sha256("".join(lines).encode()).hexdigest(),
         },
     }
-    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY_FILE, summary)
     contact_sheet(folder, statistics).save(folder / SHEET_FILE, compress_level=1)
 
 
 def read_options(folder: Path) -> dict[str, Any]:
     """The options that records were prepared with, as far as JSON keeps their types."""
-    options = json.loads((folder / SUMMARY_FILE).read_text())["options"]
+    options = read_json(folder / SUMMARY_FILE, PREPARE_AGAIN)["options"]
     return {key: value for key, value in options.items() if not isinstance(value, list | dict)}
 
 
