@@ -191,6 +191,20 @@ def test_float32_is_close_to_float64(rng):
         np.testing.assert_allclose(single, np.asarray(double), atol=2e-6)
 
 
+def test_the_twin_of_midband_is_lins_concordance_over_pixels(x64, rng):
+    """Powers of all samples together: only where the band is full is it a spatial coefficient."""
+    p, m = blobs(rng, (12, 11), classes=3)
+    x, y = (np.moveaxis(z, -1, 0).reshape(3, 3, -1) for z in (p, m))  # [classes, batch, pixels]
+    x, y = (z - z.mean(-1, keepdims=True) for z in (x, y))
+    lin = 2 * (x * y).sum((1, 2)) / ((x**2).sum((1, 2)) + (y**2).sum((1, 2)))
+    twin = spectral_correlation(p, m, **PRESETS["concordance"], epsilon=0.0)
+    np.testing.assert_allclose(twin, lin, atol=1e-12)
+    midband = PRESETS["midband"]
+    assert {**midband, "band": None} == PRESETS["concordance"]
+    loss = spectral_correlation_loss(p, m, **PRESETS["concordance"], epsilon=0.0)
+    assert float(loss) == pytest.approx(1 - lin[1:].mean(), abs=1e-12)
+
+
 def test_pooled_is_pooled_by_hand(x64, rng):
     p, m = blobs(rng, (8, 9))
     powers = []

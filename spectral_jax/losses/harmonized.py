@@ -28,7 +28,7 @@ SPATIAL = ("dice", "dice_ce", "ce")
 
 SPECTRAL: dict[str, Callable[..., Float[Array, ""]]] = {
     **{name: partial(spectral_correlation_loss, **preset) for name, preset in PRESETS.items()},
-    # controls: what a spectral claim has to beat
+    # controls, as the preset "concordance" is: what a spectral claim has to beat
     "pearson": pearson_loss,
     "matthews": matthews_loss,
     "focal_frequency": focal_frequency_loss,
@@ -107,8 +107,8 @@ def harmonized_loss(
       spatial: "dice" (linear denominator, per sample); "dice_ce", TransUNet's mean of cross-entropy
         and Dice (squared denominator, pooled over the batch); or "ce". All classes count in all.
       spectral: a preset, "paper" or "midband" (see `spectral_correlation_loss`); a control,
-        "pearson", "matthews" or "focal_frequency"; keywords of `spectral_correlation_loss`; or
-        None for the spatial loss alone.
+        "concordance" (of "midband"), "pearson" (of "paper"), "matthews" or "focal_frequency";
+        keywords of `spectral_correlation_loss`; or None for the spatial loss alone.
       weight: of the spectral loss; may be traced, for a schedule. Ramp it up over the first tenth
         of the steps: a correlation has a steep gradient while predictions are still flat.
       include_background: whether the first class counts in the spectral loss.

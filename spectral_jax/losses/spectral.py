@@ -2,11 +2,13 @@
 
 The objective of arXiv 2401.10373 adds "one minus a correlation coefficient between the frequency
 components" of both masks to a spatial loss, but its formula is not public. The options here span
-the plausible readings, and two presets choose among them:
+the plausible readings, and presets choose among them:
 
 * `PRESETS["paper"]`, the nearest to the words: complex spectrum, all frequencies but the mean,
   correlation, per sample. By Parseval's theorem it *is* Pearson's correlation over pixels (on hard
   masks: Matthews'), and is computed as such. It cannot see the gain or offset of a prediction.
+* `PRESETS["concordance"]`, the control of `midband`: the same coefficient and pooling over the full
+  band, which makes it spatial, by the same theorem. What `midband` has over it is the band's.
 * `PRESETS["midband"]`, our design: a soft band around 13 cycles per image, concordance, pooled over
   the batch. It weighs missed objects up against ragged edges, is 1 only where both masks are equal,
   and its gradient is bounded.
@@ -98,6 +100,13 @@ def rings(count: int) -> Band:
     return band
 
 
+BANDS: dict[str, Callable[..., Band]] = {
+    "soft_band": soft_band,
+    "power_band": power_band,
+    "rings": rings,
+}
+"""What makes a band, by name, for configurations."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "spectrum": "complex",
@@ -108,6 +117,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "midband": {
         "spectrum": "complex",
         "band": soft_band(centre_cycles=13.0, width=1.0),
+        "normalisation": "concordance",
+        "pooling": "batch",
+    },
+    "concordance": {
+        "spectrum": "complex",
+        "band": None,
         "normalisation": "concordance",
         "pooling": "batch",
     },

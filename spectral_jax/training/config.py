@@ -11,10 +11,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from spectral_jax.losses import SPECTRAL
 from spectral_jax.losses.harmonized import SPATIAL
+from spectral_jax.losses.spatial import POOLINGS
+from spectral_jax.losses.spectral import BANDS, NORMALISATIONS, SPECTRA, Band
 
 
 class ConfigError(ValueError):
@@ -117,23 +119,71 @@ class ObjectiveConfig:
 
     Attributes:
       spatial: "dice", "dice_ce" or "ce".
-      spectral: "paper", "midband", a control ("pearson", "matthews", "focal_frequency") or "none".
+      spectral: "paper", "midband", a control ("concordance", "pearson", "matthews",
+        "focal_frequency"), "none"; or keywords of `spectral_jax.losses.spectral_correlation_loss`,
+        such as `{"normalisation": "concordance", "band": {"rings": {"count": 8}}}`: a band has the
+        name and the arguments of the function that makes it.
       weight: of the spectral loss.
       ramp: share of the steps over which the weight rises from 0.
       include_background: whether the background counts in the spectral loss.
     """
 
     spatial: str = "dice_ce"
-    spectral: str = "paper"
+    spectral: str | Mapping[str, Any] = "paper"
     weight: float = 0.1
     ramp: float = 0.1
     include_background: bool = False
 
     def __post_init__(self):
         _require_choice("objective.spatial", self.spatial, SPATIAL)
-        _require_choice("objective.spectral", self.spectral, (*SPECTRAL, "none"))
+        if isinstance(self.spectral, str):
+            _require_choice("objective.spectral", self.spectral, (*SPECTRAL, "none"))
+        else:
+            _check_spectral_keywords(self.spectral)
         _require(self.weight >= 0, "objective.weight", self.weight, "a number from 0 up")
         _require(0 <= self.ramp <= 1, "objective.ramp", self.ramp, "a share between 0 and 1")
+
+    @property
+    def spectral_term(self) -> str | Mapping[str, Any] | None:
+        """`spectral` as `harmonized_loss` takes it."""
+        if isinstance(self.spectral, str):
+            return None if self.spectral == "none" else self.spectral
+        band = self.spectral.get("band")
+        return {**self.spectral, "band": make_band(band) if band else None}
+
+
+SPECTRAL_KEYWORDS = {
+    "spectrum": SPECTRA,
+    "normalisation": NORMALISATIONS,
+    "pooling": POOLINGS,
+}
+
+
+def make_band(named: Mapping[str, Mapping[str, Any]]) -> Band:
+    """The band of a configuration: one of `BANDS` by name, with its arguments."""
+    ((name, arguments),) = named.items()
+    return BANDS[name](**arguments)
+
+
+def _check_spectral_keywords(keywords: Mapping[str, Any]) -> None:
+    _check_keys("objective.spectral.", keywords, (*SPECTRAL_KEYWORDS, "band", "epsilon"))
+    for key, choices in SPECTRAL_KEYWORDS.items():
+        if key in keywords:
+            _require_choice(f"objective.spectral.{key}", keywords[key], choices)
+    epsilon = keywords.get("epsilon", 1e-6)
+    valid = isinstance(epsilon, float) and epsilon > 0
+    _require(valid, "objective.spectral.epsilon", epsilon, "a number above 0")
+    band = keywords.get("band")
+    if band is None:
+        return
+    valid = isinstance(band, Mapping) and len(band) == 1
+    examples = "one of soft_band, power_band, rings with its arguments, as {'rings': {'count': 8}}"
+    _require(valid, "objective.spectral.band", band, examples)
+    _check_keys("objective.spectral.band.", band, tuple(BANDS))
+    try:
+        make_band(band)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.objective.spectral.band={band!r}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +286,10 @@ class Config:
 
 def default_config() -> ConfigDict:
     """The defaults, as a `ConfigDict` that refuses unknown keys and other types."""
-    return ConfigDict(dataclasses.asdict(Config()))
+    values = dataclasses.asdict(Config())
+    # a name or keywords
+    values["objective"]["spectral"] = FieldReference(Config().objective.spectral, field_type=object)
+    return ConfigDict(values)
 
 
 def parse_config(values: ConfigDict | Mapping[str, Any]) -> Config:
@@ -269,6 +322,8 @@ def _check_keys(prefix: str, values: Mapping[str, Any], known: tuple[str, ...]) 
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
+    if key == "objective.spectral" and isinstance(value, Mapping):
+        return
     if isinstance(default, tuple) and isinstance(value, list):  # from JSON
         return
     expected = Mapping if isinstance(default, dict) else type(default)

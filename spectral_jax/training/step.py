@@ -42,7 +42,7 @@ def make_train_step(
     optimizer = build_optimizer(config.optim, total_steps)
     learning_rate = learning_rate_schedule(config.optim, total_steps)
     spectral_weight = spectral_weight_schedule(config.objective, total_steps)
-    spectral = None if config.objective.spectral == "none" else config.objective.spectral
+    spectral = config.objective.spectral_term
 
     def terms_of_shard(logits, labels, weight):
         return harmonized_terms(
