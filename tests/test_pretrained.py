@@ -22,6 +22,7 @@ from spectral_jax.models import (
     load_pretrained,
     load_transunet_torch,
 )
+from spectral_jax.models.pretrained import read_torch
 
 TINY = {
     "num_classes": 3,
@@ -186,6 +187,13 @@ class Storage:
         self.key, self.array = key, array
 
 
+class Tensor:
+    """Offset, size and stride in a storage, or in another tensor, that need not be true."""
+
+    def __init__(self, storage, offset, size, stride):
+        self.arguments = (storage, offset, size, stride, False, collections.OrderedDict())
+
+
 STORAGES = {"float32": "Float", "float64": "Double", "float16": "Half", "int64": "Long"}
 
 
@@ -207,6 +215,10 @@ def save_torch(path, content):
             return "storage", fake("torch", name), value.key, "cpu", value.array.size
 
         def reducer_override(self, value):
+            if isinstance(value, Tensor):
+                if isinstance(value.arguments[0], Storage) and not storages:
+                    storages.append(value.arguments[0])
+                return fake("torch._utils", "_rebuild_tensor_v2"), value.arguments
             if not isinstance(value, np.ndarray):
                 return NotImplemented
             # a transposed array stays a view of its base, as PyTorch stores it
@@ -494,6 +506,91 @@ def test_wrong_files_are_named_and_nothing_loads(write, message, tmp_path):
     assert str(path) in str(error.value)
     assert "Nothing was loaded" in str(error.value)
     assert not (tmp_path / "attacked").exists()
+
+
+ZEROS = Storage("0", np.zeros(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Tensor(ZEROS, 1, (4,), (1,)),
+        Tensor(ZEROS, 0, (2, 2), (1, 3)),
+        Tensor(ZEROS, 0, (2**62 + 1,), (4,)),  # 4 * 2**62 is 0 in 64 bits
+        Tensor(ZEROS, 0, (2**31,), (0,)),
+        Tensor(ZEROS, 2**62, (1,), (1,)),
+        Tensor(ZEROS, -1, (1,), (1,)),
+        Tensor(ZEROS, 3, (2,), (-1,)),
+        Tensor(ZEROS, 0, (-1, -4), (1, 1)),
+        Tensor(ZEROS, 0, (1.0,), (1,)),
+        Tensor(ZEROS, 0, (float("nan"),), (1,)),
+        Tensor(ZEROS, 0, (2, 2), (1,)),
+        Tensor(ZEROS, 0, "ab", (1, 1)),
+        Tensor("0", 0, (1,), (1,)),
+        Tensor(None, 0, (1,), (1,)),
+        Tensor(Tensor(ZEROS, 0, (4096,), (0,)), 0, (512,), (1,)),
+        Tensor(Tensor(ZEROS, 0, (4,), (1,)), 0, (4,), (1,)),
+    ],
+)
+def test_no_tensor_reads_memory_beyond_its_storage(tensor, tmp_path):
+    with pytest.raises(ValueError, match=r"bad\.pth.*Nothing was loaded"):
+        read_torch(save_torch(tmp_path / "bad.pth", {"w": tensor}))
+
+
+def test_views_within_a_storage_are_read(tmp_path):
+    storage = Storage("0", np.arange(6, dtype=np.float32))
+    tensors = {
+        "all": Tensor(storage, 0, (2, 3), (3, 1)),
+        "transposed": Tensor(storage, 0, (3, 2), (1, 3)),
+        "part": Tensor(storage, 2, (2, 2), (2, 1)),
+        "scalar": Tensor(storage, 5, (), ()),
+        "none": Tensor(storage, 6, (0,), (1,)),
+    }
+    read = read_torch(save_torch(tmp_path / "good.pth", tensors | {"epoch": 3}))
+    expected = {
+        "all": [[0, 1, 2], [3, 4, 5]],
+        "transposed": [[0, 3], [1, 4], [2, 5]],
+        "part": [[2, 3], [4, 5]],
+        "scalar": 5,
+        "none": [],
+    }
+    assert read.pop("epoch") is None
+    assert {name: array.tolist() for name, array in read.items()} == expected
+
+
+@pytest.mark.parametrize("name", ["oob_nested", "oob_nested_small"])
+def test_files_that_read_foreign_memory_are_refused(name):
+    path = SHARED / "cases" / "hostile" / f"{name}.pth"
+    if not path.is_file():
+        pytest.skip(f"hostile files are not part of the repository: no file {path}")
+    with pytest.raises(ValueError, match=r"lies in a _Tensor, not in a storage"):
+        load_pretrained(path, variables())
+
+
+def pickled(path, index):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", index)
+    return path
+
+
+def test_a_file_cannot_give_its_dictionary_other_methods(tmp_path):
+    build = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb."
+    assert read_torch(pickled(tmp_path / "methods.pth", build)) == {}
+
+
+def test_memory_is_not_reserved_before_it_is_known(tmp_path, monkeypatch):
+    # 64 GiB for the unpickler's table of 2**32 memories
+    path = pickled(tmp_path / "memo.pth", b"\x80\x02}r\xff\xff\xff\xff.")
+    with pytest.raises(ValueError, match="LONG_BINPUT of 4294967295 in 9 bytes"):
+        read_torch(path)
+    monkeypatch.setenv("SPECTRAL_JAX_MAX_GIB", "0.001")
+    for name in ("bomb.npz", "archive/data.pkl"):
+        bomb = tmp_path / "bomb"
+        with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, bytes(2_000_000))
+        assert bomb.stat().st_size < 4000
+        with pytest.raises(ValueError, match=r"bomb: takes 0\.00186 GiB unpacked; the limit"):
+            load_pretrained(bomb, variables())
 
 
 def test_other_models_and_absent_files_are_refused(tmp_path):

@@ -6,19 +6,22 @@ A file must fit the model entirely; else one error lists all that does not, and 
 
 import collections
 import contextlib
+import io
 import math
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from spectral_jax import limits
 from spectral_jax.models.vit import resize_grid
 
 # patterns that turn the path of one of our parameters into its name in a file, in this order
@@ -94,11 +97,10 @@ def load_imagenet21k(path: str | os.PathLike, variables: Mapping[str, Any]) -> d
       ValueError: if the file is damaged, or an array is missing, unexpected or misshapen.
     """
     with _archive(path) as archive:
-        arrays = {}
-        for name in archive.namelist():
-            with archive.open(name) as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-            arrays[name.removesuffix(".npy")] = array
+        arrays = {
+            name.removesuffix(".npy"): limits.read_npz(path, archive, name)
+            for name in archive.namelist()
+        }
 
     def shape_in_file(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1, 1, 1, *shape) if "/gn" in key else shape
@@ -135,12 +137,9 @@ def load_transunet_torch(
         unexpected or misshapen.
     """
     if isinstance(path_or_state_dict, Mapping):
-        source, arrays = "the state dict", path_or_state_dict
+        source, arrays = "the state dict", _unwrap(path_or_state_dict)
     else:
-        source, arrays = str(path_or_state_dict), _read_torch(path_or_state_dict)
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(arrays.get(wrapper), Mapping):
-            arrays = arrays[wrapper]
+        source, arrays = str(path_or_state_dict), read_torch(path_or_state_dict)
 
     def shape_in_file(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not key.endswith("kernel"):
@@ -249,6 +248,7 @@ def _archive(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
     """Opens a zip file; whatever proves wrong with its contents is a `ValueError` naming it."""
     try:
         with zipfile.ZipFile(path) as archive:
+            limits.check_bytes(path, sum(entry.file_size for entry in archive.infolist()))
             yield archive
     except zipfile.BadZipFile as error:
         reason = (
@@ -261,37 +261,97 @@ def _archive(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
                     "torch.save(torch.load(path, weights_only=True), new_path) converts it"
                 )
         raise ValueError(f"{path} is {reason}. Nothing was loaded.") from error
-    except OSError:
+    except (OSError, limits.TooLargeError):
         raise
     except Exception as error:  # what a damaged file raises cannot be foreseen
         raise ValueError(f"{path} cannot be read: {error}. Nothing was loaded.") from error
 
 
-def _read_torch(path: str | os.PathLike) -> Mapping[str, Any]:
-    """Returns what `torch.save` wrote, its tensors as arrays, without executing any of it."""
+def _unwrap(state: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    return state
+
+
+def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray | None]:
+    """Returns the arrays of a state dict that `torch.save` wrote, without executing any of it.
+
+    They are views of the file's own bytes, read-only. An entry that is no tensor is None.
+
+    Raises:
+      ValueError: if the file is damaged, holds anything but tensors and plain values, or says of a
+        tensor what its bytes cannot be.
+    """
     with _archive(path) as archive:
         index = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
         if index is None:
             raise ValueError("it holds no data.pkl, so torch.save did not write it")
-        with archive.open(index) as file:
-            state = _TensorUnpickler(file, archive, index.removesuffix("data.pkl")).load()
-        if not isinstance(state, Mapping):
+        content = archive.read(index)
+        _check_pickle(content)
+        state = _TensorUnpickler(io.BytesIO(content)).load()
+        if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
-    return state
+        folder = index.removesuffix("data.pkl")
+        storages: dict[_Storage, bytes] = {}
+
+        def read(tensor: Any) -> np.ndarray | None:
+            if not isinstance(tensor, _Tensor):
+                return None
+            storage = tensor.storage
+            if not isinstance(storage, _Storage):
+                raise ValueError(f"a tensor lies in a {type(storage).__name__}, not in a storage")
+            if storage not in storages:
+                storages[storage] = archive.read(f"{folder}data/{storage.key}")
+            return _view(storages[storage], tensor)
+
+        # the methods of dict itself: a file may give its own dictionaries other ones
+        return {str(name): read(value) for name, value in dict.items(dict(_unwrap(state)))}
+
+
+class _Storage(NamedTuple):
+    """Where the numbers of tensors lie: a type of `TORCH_STORAGES`, and an entry of the archive."""
+
+    kind: str
+    key: str
+
+
+class _Tensor(NamedTuple):
+    """What a file says of a tensor; nothing of it can be relied on."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _RebuildTensor:
+    """`torch._utils._rebuild_tensor_v2`, but it only takes notes."""
+
+    __slots__ = ()
+
+    def __call__(self, storage, offset, size, stride, *_) -> _Tensor:
+        return _Tensor(storage, offset, size, stride)
+
+
+def _check_pickle(content: bytes) -> None:
+    """Refuses what makes Python's unpickler reserve memory that the file does not fill."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if "PUT" in opcode.name and argument > len(content):
+            raise ValueError(f"damaged: {opcode.name} of {argument} in {len(content)} bytes")
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Reads dictionaries of tensors and plain values; refuses any other class or function."""
+    """Reads dictionaries of tensors and plain values; refuses any other class or function.
 
-    def __init__(self, file, archive, folder):
-        super().__init__(file)
-        self._archive, self._folder = archive, folder
+    Nothing that it returns can be altered by the file but the dictionaries themselves.
+    """
 
     def find_class(self, module, name):
         if module == "torch" and name in TORCH_STORAGES:
-            return TORCH_STORAGES[name]
+            return name
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
+            return _RebuildTensor()
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         raise ValueError(
@@ -299,14 +359,28 @@ class _TensorUnpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid):
-        _, dtype, key, _, _ = pid
-        return np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), dtype)
+        _, kind, key, _, _ = pid
+        return _Storage(kind, key)
 
 
-def _tensor(storage, offset, size, stride, *_) -> np.ndarray:
-    """A view of a storage, as `torch._utils._rebuild_tensor_v2` makes it."""
+def _view(content: bytes, tensor: _Tensor) -> np.ndarray:
+    """The array of a tensor in the bytes of its storage.
+
+    Raises:
+      ValueError: unless all of it lies there, and it has no more values than are there.
+    """
+    storage, offset, size, stride = tensor
+    dtype = TORCH_STORAGES[storage.kind]
+    # of any length: a product that does not fit 64 bits would come out small
+    numbers = [offset, *size, *stride]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"a tensor has the offset, size and stride {numbers}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(offset, *size, *stride, 0) < 0 or last >= storage.size:
-        raise ValueError("a tensor reaches beyond its storage")
-    strides = [step * storage.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
+    stored = len(content) // dtype.itemsize
+    if max(last, offset - 1, math.prod(size) - 1) >= stored:
+        raise ValueError(
+            f"a tensor reaches beyond its storage: offset {offset}, size {size}, stride {stride}, "
+            f"but {stored} values are there"
+        )
+    strides = [step * dtype.itemsize for step in stride]
+    return np.ndarray(size, dtype, content, offset * dtype.itemsize, strides)
