@@ -45,8 +45,9 @@ def check_bytes(path: str | os.PathLike, count: int) -> None:
         )
 
 
-def read_npz(path: str | os.PathLike, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def read_npz(path: str | os.PathLike, archive: zipfile.ZipFile, key: str) -> np.ndarray:
     """Reads an array of an opened npz file, no larger than the limit and no Python object."""
-    check_bytes(path, archive.getinfo(name).file_size)
-    with archive.open(name) as file:
+    entry = archive.getinfo(f"{key}.npy")
+    check_bytes(path, entry.file_size)
+    with archive.open(entry) as file:
         return np.lib.format.read_array(file, allow_pickle=False)

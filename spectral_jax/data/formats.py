@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from PIL import Image, ImageColor
 
-from spectral_jax.data import volumes
+from spectral_jax.data import headers, volumes
 from spectral_jax.data.volumes import DataError, Spacing, named
 from spectral_jax.files import written_whole
 
@@ -145,7 +145,7 @@ def _beside(stem: pathlib.Path, ending: str) -> pathlib.Path:
 
 def _read_picture(path: pathlib.Path) -> Scan:
     image = volumes.read_image(path)
-    with named(path, "picture"), Image.open(path) as file:
+    with named(path, "picture"), headers.open_picture(path) as file:
         pages = getattr(file, "n_frames", 1)
         resolution = {"dpi": file.info["dpi"]} if "dpi" in file.info else {}
     if pages != 1:
@@ -173,6 +173,7 @@ def _write_npz_probabilities(probabilities, stem):
 
 def _read_nifti(path: pathlib.Path, axes: Sequence[int], channel: int | None) -> Scan:
     with named(path, "NIfTI file"):
+        headers.check_nifti(path)
         file = nibabel.load(path)
         header, affine, shape = file.header, file.affine, file.shape
     if channel is None and len(shape) == 4 and shape[3] > 1:
@@ -248,7 +249,9 @@ def group_series(files: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
     for path in files:
         try:
             with _named_dicom(path):
-                header = _pydicom().dcmread(path, stop_before_pixels=True)
+                pydicom = _pydicom()
+                headers.check_deflated(path)
+                header = pydicom.dcmread(path, stop_before_pixels=True)
                 series = str(header.SeriesInstanceUID)
         except DataError:
             series = str(path)  # reading it as a case will tell what is wrong
@@ -260,10 +263,7 @@ def group_series(files: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
 def _named_dicom(path: pathlib.Path, kind: str = "DICOM image") -> Iterator[None]:
     """Turns what pydicom and highdicom raise too into a DataError."""
     with named(path, kind):
-        try:
-            yield
-        except (AttributeError, RuntimeError, _pydicom().errors.InvalidDicomError) as error:
-            raise DataError(f"{path}: damaged, or no {kind}: {error}") from error
+        yield
 
 
 def _pydicom():
@@ -285,7 +285,10 @@ def _read_dicom(files: Sequence[pathlib.Path], axes: Sequence[int]) -> Scan:
     datasets = []
     for path in files:
         with _named_dicom(path):
-            datasets.append(_pydicom().dcmread(path))
+            pydicom = _pydicom()
+            headers.check_deflated(path)
+            datasets.append(pydicom.dcmread(path))
+            headers.check_dicom(path, datasets[-1])
             datasets[-1].PixelData  # noqa: B018  # a file without pixels is named
     first = datasets[0]
     if int(first.get("NumberOfFrames", 1)) > 1:

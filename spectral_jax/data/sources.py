@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Float
 from PIL import Image
 
+from spectral_jax.data import headers
 from spectral_jax.data.volumes import DataError
 
 
@@ -72,6 +74,22 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if np.issubdtype(image.dtype, np.integer):
         resized = np.rint(resized)
     return resized.astype(image.dtype)
+
+
+def resize_rows(
+    image: np.ndarray, size: tuple[int, int], rows: range
+) -> Float[np.ndarray, "rows width channels"]:
+    """Some rows of what `resize_image` makes of a float32 image; the others are not computed."""
+    height, width = size
+    ratio = image.shape[0] / height
+    box = (0, rows.start * ratio, image.shape[1], rows.stop * ratio)
+    channels = [
+        Image.fromarray(image[..., channel]).resize(
+            (width, len(rows)), Image.Resampling.BILINEAR, box
+        )
+        for channel in range(image.shape[-1])
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -143,9 +161,7 @@ class Split:
         """Image `[height, width, channels]` and label `[height, width]` of one record."""
         example = self._read(record)
         try:
-            image, label = (
-                np.asarray(Image.open(io.BytesIO(example[key]))) for key in ("image", "label")
-            )
+            image, label = (_decode(example[key]) for key in ("image", "label"))
         except (OSError, SyntaxError, ValueError) as error:
             raise self._damaged(record, f"case {self.case_name(record)}: {error}") from error
         return image.reshape(*label.shape, self.info.channels), label
@@ -174,6 +190,11 @@ class Split:
             label=np.stack(labels),
             spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])) if known else None,
         )
+
+
+def _decode(picture: bytes) -> np.ndarray:
+    with headers.open_picture(io.BytesIO(picture)) as file:
+        return np.asarray(file)
 
 
 def fit_patch(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:

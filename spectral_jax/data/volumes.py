@@ -7,19 +7,18 @@ keeps its place and a prediction can be written back.
 Every failure is a `DataError` that names the file.
 """
 
-import zlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from zipfile import BadZipFile
 
 import h5py
 import nibabel
 import numpy as np
 from jaxtyping import Num, UInt8
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from PIL import Image
+
+from spectral_jax import limits
+from spectral_jax.data import headers
 
 Spacing = tuple[float, float, float]
 CT_WINDOW = (-125.0, 275.0)  # Hounsfield units; soft tissue, as TransUNet uses for Synapse
@@ -33,22 +32,27 @@ class DataError(ValueError):
 @contextmanager
 def named(path: Path, kind: str) -> Iterator[None]:
     """Turns what a library raises for a damaged or missing file into a DataError."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: no regular file; expected a {kind}")
     try:
         yield
+    except DataError:
+        raise
+    except limits.TooLargeError as error:
+        raise DataError(str(error)) from error
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (
-        *(OSError, EOFError, SyntaxError, TypeError, ValueError, KeyError),
-        *(zlib.error, BadZipFile, ImageFileError, HeaderDataError, Image.DecompressionBombError),
-    ) as error:
-        if isinstance(error, DataError):
-            raise
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory") from error
+    except Exception as error:  # what libraries raise for a damaged file cannot be foreseen
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"{error.filename or path}: {error.strerror}") from error
         raise DataError(f"{path}: damaged, or no {kind}: {error}") from error
 
 
 def read_image(path: Path) -> Num[np.ndarray, "height width channels"]:
     """Returns a picture as uint8 or uint16, with 1 or 3 channels."""
-    with named(path, "picture"), Image.open(path) as file:
+    with named(path, "picture"), headers.open_picture(path) as file:
         mode = file.mode
         if mode == "F":
             raise DataError(f"{path}: a picture of 32-bit floats; expected 8 or 16 bit: save it so")
@@ -69,7 +73,7 @@ def read_mask(path: Path, threshold: int = -1) -> Num[np.ndarray, "height width"
 
     The numbers of a palette are its classes; of a colour mask the first channel is taken.
     """
-    with named(path, "picture"), Image.open(path) as image:
+    with named(path, "picture"), headers.open_picture(path) as image:
         array = np.asarray(image.convert("L") if image.mode == "1" else image)
     if array.ndim == 3:
         array = array[..., 0]
@@ -101,6 +105,7 @@ def read_nifti(
       channel: which volume to take of a file that holds several.
     """
     with named(path, "NIfTI file"):
+        headers.check_nifti(path)
         file = nibabel.load(path)
         volume = np.asarray(file.dataobj)
         zooms = file.header.get_zooms()
@@ -117,16 +122,24 @@ def read_nifti(
 
 def read_arrays(path: Path, *keys: str) -> tuple[np.ndarray, ...]:
     """Returns arrays of an HDF5 or npz file by name."""
-    load = np.load if path.suffix == ".npz" else h5py.File
-    kind = "npz file" if path.suffix == ".npz" else "HDF5 file"
-    with named(path, kind), load(path) as file:
-        missing = [key for key in keys if key not in file]
-        if missing:
-            raise DataError(f"{path}: holds {sorted(file)}, not {', '.join(map(repr, missing))}")
-        arrays = tuple(np.asarray(file[key]) for key in keys)
+    if path.suffix.lower() == ".npz":
+        with named(path, "npz file"), zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            _check_keys(keys, names, path)
+            arrays = tuple(limits.read_npz(path, archive, key) for key in keys)
+    else:
+        with named(path, "HDF5 file"), h5py.File(path) as file:
+            _check_keys(keys, list(file), path)
+            arrays = tuple(headers.read_hdf5(path, file, key) for key in keys)
     for array in arrays:
         check_finite(array, path)
     return arrays
+
+
+def _check_keys(keys: Sequence[str], names: Sequence[str], path: Path) -> None:
+    missing = [key for key in keys if key not in names]
+    if missing:
+        raise DataError(f"{path}: holds {sorted(names)}, not {', '.join(map(repr, missing))}")
 
 
 def check_finite(array: np.ndarray, path: Path) -> None:

@@ -98,8 +98,8 @@ def load_imagenet21k(path: str | os.PathLike, variables: Mapping[str, Any]) -> d
     """
     with _archive(path) as archive:
         arrays = {
-            name.removesuffix(".npy"): limits.read_npz(path, archive, name)
-            for name in archive.namelist()
+            key: limits.read_npz(path, archive, key)
+            for key in (name.removesuffix(".npy") for name in archive.namelist())
         }
 
     def shape_in_file(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
