@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spectral_jax.data import augment as module
 from spectral_jax.data.augment import augment, to_unit_range
 
 KEY = jax.random.key(0)
@@ -91,6 +92,70 @@ def test_slices_of_a_patch_change_alike(examples):
     for depth in range(3):
         np.testing.assert_array_equal(labels[:, depth], flat_labels)
         np.testing.assert_allclose(images[:, depth], flat_images, atol=1e-6)
+
+
+EINSUM = jnp.einsum
+
+
+def three_part_einsum(equation, a, b, precision):
+    """What a TPU's matrix unit makes of a float32 product of this precision."""
+
+    def parts(x):
+        high = x.astype(jnp.bfloat16).astype(jnp.float32)
+        return high, (x - high).astype(jnp.bfloat16).astype(jnp.float32)
+
+    (a_high, a_low), (b_high, b_low) = parts(a), parts(b)
+    product = EINSUM(equation, a_high, b_high)
+    if precision == "high":
+        product += EINSUM(equation, a_high, b_low) + EINSUM(equation, a_low, b_high)
+    return product
+
+
+@pytest.mark.parametrize("rounding", ["float32", "as a TPU"])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((6, 48, 48, 2), {}),
+        ((4, 33, 33, 1), {"affine_probability": 1.0}),
+        ((2, 24, 40, 1), {"quarter_turns": False, "affine_probability": 1.0}),
+        ((2, 3, 20, 20, 2), {}),
+        ((4, 36, 36, 1), {"rotation_degrees": 180.0, "scale": 0.5, "shift": 0.3}),
+        ((2, 8, 8, 1), {}),
+    ],
+)
+def test_products_find_the_same_pixels_as_looking_up(monkeypatch, rounding, shape, options):
+    rng = np.random.default_rng(0)
+    images = rng.random(shape).astype(np.float32)
+    labels = rng.integers(0, 256, shape[:-1]).astype(np.uint8)
+    looked_up = jax.jit(partial(augment, **options))(KEY, images, labels)
+    if rounding == "as a TPU":
+        monkeypatch.setattr(module.jnp, "einsum", three_part_einsum)
+    monkeypatch.setattr(module, "look_up", module.look_up_by_products)
+    products = jax.jit(partial(augment, **options))(KEY, images, labels)
+    atol = 1e-6 if rounding == "float32" else 3e-5
+    np.testing.assert_allclose(products[0], looked_up[0], atol=atol)
+    np.testing.assert_array_equal(products[1], looked_up[1])
+    assert products[1].dtype == jnp.uint8
+
+
+def test_labels_of_two_bytes_keep_their_numbers(monkeypatch):
+    label = jnp.arange(32 * 32).reshape(1, 32, 32).astype(jnp.uint16) * 60
+    image = jnp.zeros((1, 32, 32, 1))
+    looked_up = jax.jit(partial(augment))(KEY, image, label)[1]
+    monkeypatch.setattr(module.jnp, "einsum", three_part_einsum)
+    monkeypatch.setattr(module, "look_up", module.look_up_by_products)
+    np.testing.assert_array_equal(jax.jit(partial(augment))(KEY, image, label)[1], looked_up)
+
+
+def test_a_tpu_gets_products_and_others_look_up():
+    image, label = jnp.zeros((2, 32, 32, 1)), jnp.zeros((2, 32, 32), jnp.uint8)
+
+    def lowered(platform):
+        traced = jax.jit(partial(augment, contrast=0.0)).trace(KEY, image, label)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    for platform, gathers in (("tpu", False), ("cpu", True), ("cuda", True)):
+        assert ("stablehlo.gather" in lowered(platform)) == gathers, platform
 
 
 def test_turning_an_oblong_is_refused():

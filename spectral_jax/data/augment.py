@@ -4,12 +4,16 @@ One resampling does all of the geometry: each output pixel looks up where it com
 interpolated linearly; labels take the nearest pixel, so no class appears that was not there.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, Key
+
+TILE = 16  # pixels of the output along each axis that are looked up in one patch
 
 
 def to_unit_range(images: Array) -> Float[Array, "batch *spatial channels"]:
@@ -62,6 +66,8 @@ def augment(
     if quarter_turns and height != width:
         raise ValueError(f"quarter_turns needs square images, got {height} x {width}")
     moves = flip or quarter_turns or affine_probability > 0
+    steepest = min(math.radians(rotation_degrees), math.pi / 4)
+    stretch = (1 + scale) * (math.cos(steepest) + math.sin(steepest))
 
     def one(index, image, label):
         geometry, intensity = jax.random.split(jax.random.fold_in(key, index))
@@ -71,9 +77,9 @@ def augment(
         zoom = jnp.where(affine, 1 + scale * draws[2], 1.0)
         moved = jnp.where(affine, shift * draws[3:5], 0.0) * jnp.array([height, width])
         mirror = jnp.where(draws[5:7] < 0, -1.0, 1.0) if flip else jnp.ones(2)
-        turns = jnp.floor(2 * (draws[7] + 1)).astype(int) if quarter_turns else 0
+        turns = jnp.floor(2 * (draws[7] + 1)) if quarter_turns else 0.0
         # exact right angles, so that without an affine part every pixel is looked up exactly
-        cosine, sine = jnp.array([1.0, 0, -1, 0])[turns], jnp.array([0.0, 1, 0, -1])[turns]
+        cosine, sine = (1 - jnp.abs(2 - (turns + a) % 4) for a in (2, 1))
         quarter = jnp.array([[cosine, -sine], [sine, cosine]])
         rotate = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
         matrix = zoom * jnp.matmul(quarter * mirror, rotate, precision="highest")
@@ -82,19 +88,16 @@ def augment(
         grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
         offset = grid - centre[:, None, None]
         # spelt out, as sums that a library orders by shape differ in the last bit between devices
-        source = [
-            row[0] * offset[0] + row[1] * offset[1] + start
-            for row, start in zip(matrix, centre + moved, strict=True)
-        ]
+        source = jnp.stack(
+            [
+                row[0] * offset[0] + row[1] * offset[1] + start
+                for row, start in zip(matrix, centre + moved, strict=True)
+            ]
+        )
         if moves:
-            image = look_up(image, source, order=1)
-            label = look_up(label[..., None], source, order=0)[..., 0]
+            image = look_up(image, source, order=1, stretch=stretch)
+            label = look_up(label[..., None], source, order=0, stretch=stretch)[..., 0]
         return change_intensity(intensity, image), label
-
-    def look_up(image, source, order):
-        plane = partial(map_coordinates, coordinates=source, order=order, mode="nearest")
-        plane = jax.vmap(plane, in_axes=-1, out_axes=-1)  # over channels
-        return (plane if image.ndim == 3 else jax.vmap(plane))(image)
 
     def change_intensity(key, image):
         key, noise_key = jax.random.split(key)
@@ -109,3 +112,74 @@ def augment(
         return image
 
     return jax.vmap(one)(jnp.arange(len(images)), images, labels)
+
+
+def look_up(
+    image: Array, source: Float[Array, "2 height width"], *, order: int, stretch: float
+) -> Array:
+    """The image at other places, in the way that suits the backend.
+
+    A TPU looks up single numbers one after the other, and has matrix units; CPU and GPU read a
+    pixel faster than they multiply a patch. The two ways agree to 3e-5 of an image's largest value
+    (a TPU multiplies float32 in three bfloat16 parts), labels exactly.
+
+    Args:
+      image: `[*depth, height, width, channels]`; all slices and channels are looked up alike.
+      source: row and column of each output pixel; the nearest border pixel where it is outside.
+      order: 1 interpolates linearly, 0 takes the nearest pixel.
+      stretch: how far apart neighbours of the output can be along an axis of the image, at most,
+        in a walk along both axes.
+    """
+    return lax.platform_dependent(
+        image,
+        source,
+        tpu=partial(look_up_by_products, order=order, stretch=stretch),
+        default=partial(look_up_by_index, order=order),
+    )
+
+
+def look_up_by_index(image: Array, source: Float[Array, "2 height width"], *, order: int) -> Array:
+    """`look_up`, pixel by pixel."""
+    plane = partial(map_coordinates, coordinates=list(source), order=order, mode="nearest")
+    plane = jax.vmap(plane, in_axes=-1, out_axes=-1)  # over channels
+    return (plane if image.ndim == 3 else jax.vmap(plane))(image)
+
+
+def look_up_by_products(
+    image: Array, source: Float[Array, "2 height width"], *, order: int, stretch: float
+) -> Array:
+    """`look_up` by matrix products.
+
+    A tile of the output comes from a small patch of the image. Products with rows of the identity
+    cut the patch; a product with the weights of its rows, and a sum with those of its columns,
+    give the pixels.
+    """
+    height, width, channels = image.shape[-3:]
+    patch = [min(size, math.ceil((TILE - 1) * stretch) + 2) for size in (height, width)]
+    padding = [(0, 0), (0, -height % TILE), (0, -width % TILE)]
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    tiles = jnp.pad(source, padding, mode="edge").reshape(2, rows, TILE, columns, TILE)
+    tiles = tiles.swapaxes(2, 3).reshape(2, rows * columns, TILE**2)
+
+    cut, weights = [], []
+    for place, size, length in zip(tiles, (height, width), patch, strict=True):
+        place = jnp.clip(place, 0, size - 1)
+        first = jnp.clip(jnp.floor(jnp.min(place, axis=1)), 0, size - length)[:, None, None]
+        along = jnp.arange(length)
+        cut.append(jnp.asarray(first + along[:, None] == jnp.arange(size), jnp.float32))
+        distance = jnp.abs((lax.round(place) if order == 0 else place)[..., None] - first - along)
+        weights.append(jnp.maximum(1 - distance, 0))
+
+    # class numbers of one byte are whole in bfloat16
+    exact = order == 0 and image.dtype.itemsize == 1
+    product = partial(jnp.einsum, precision="default" if exact else "high")
+    planes = jnp.moveaxis(image.astype(jnp.float32).reshape(-1, height, width, channels), 0, 2)
+    x = planes.reshape(height, width, -1)
+    x = product("tph,hwc->tpwc", cut[0], x)
+    x = product("tqw,tpwc->tqpc", cut[1], x)
+    x = product("tnp,tqpc->tnqc", weights[0], x)
+    x = jnp.sum(x * weights[1][..., None], axis=2)
+
+    x = x.reshape(rows, columns, TILE, TILE, -1).swapaxes(1, 2)
+    x = x.reshape(rows * TILE, columns * TILE, -1, channels)[:height, :width]
+    return jnp.moveaxis(x, 2, 0).reshape(image.shape).astype(image.dtype)
