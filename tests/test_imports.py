@@ -24,7 +24,7 @@ HOMES = {
     "grain": ["spectral_jax/data/pipeline.py"],
     "tensorflow_datasets": ["spectral_jax/data/datasets", "spectral_jax/data/sources.py"],
     "matplotlib": ["spectral_jax/reporting"],
-    "torch": ["experiments/benchmarks"],
+    "torch": ["experiments/benchmarks", "tests/parity"],
     "tensorflow": [],
 }
 LOSSES_MAY_USE = {"jax", "jaxtyping", "numpy", "optax", "spectral_jax"}

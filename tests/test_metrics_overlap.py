@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from spectral_jax.metrics import METRICS, overlap, score_case, summarise
+from spectral_jax.metrics import METRICS, overlap, score_case, score_mask, summarise
 
 TRUTH = np.array([[0, 0, 1, 1], [0, 2, 2, 1]])
 PREDICTION = np.array([[0, 1, 1, 1], [0, 2, 0, 0]])
@@ -133,3 +133,33 @@ def test_one_row_per_foreground_class():
     assert rows[1]["dice"] == pytest.approx(2 / 3)
     assert math.isnan(rows[3]["dice"])
     assert all(type(value) in (int, float) for row in rows for value in row.values())
+
+
+def test_ignored_voxels_are_in_neither_mask(rng):
+    """By a reference that takes them out of the counts, and by distances of what is left."""
+    truth, prediction = rng.integers(0, 3, (2, 5, 12, 12))
+    hole = rng.random(truth.shape) < 0.3
+    rows = score_case(
+        prediction, np.where(hole, 255, truth), 3, spacing=(2.0, 1.0, 1.0), ignore_label=255
+    )
+    for label, row in enumerate(rows, start=1):
+        p, t = prediction[~hole] == label, truth[~hole] == label
+        assert row["true_voxels"] == t.sum()
+        assert row["predicted_voxels"] == p.sum()
+        assert row["dice"] == pytest.approx(2 * (p & t).sum() / (p.sum() + t.sum()), abs=1e-12)
+        assert row["precision"] == pytest.approx((p & t).sum() / p.sum(), abs=1e-12)
+        masks = [(labels == label) & ~hole for labels in (prediction, truth)]
+        assert row == score_mask(*masks, spacing=(2.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="labels from 0 to 255"):
+        score_case(prediction, np.where(hole, 255, truth), 3)
+
+
+def test_one_mask_by_itself():
+    prediction, truth = np.eye(6, dtype=bool), np.ones((6, 6), bool)
+    row = score_mask(prediction, truth, nsd_tolerance=0.5)
+    assert set(row) == {*METRICS, "true_voxels", "predicted_voxels"}
+    assert (row["dice"], row["precision"], row["recall"]) == (12 / 42, 1.0, 1 / 6)
+    # on the surface of the truth, 20 pixels, lie two of the six; these two are within reach of it
+    assert row["nsd"] == (2 + 2) / (6 + 20)
+    with pytest.raises(ValueError, match="prediction has shape"):
+        score_mask(prediction, truth[1:])

@@ -15,6 +15,7 @@ from spectral_jax.metrics.surface import (
     assd,
     hd95,
     hd95_transunet,
+    nsd,
     surface_distances,
     surface_voxels,
 )
@@ -129,6 +130,41 @@ def test_empty_masks():
         assert math.isnan(hd95(distances))
         assert math.isnan(assd(distances))
         assert hd95_transunet(distances) == 0
+    # no distance, but of two surfaces one is missed altogether
+    assert nsd(surface_distances(empty, some), 100) == nsd(surface_distances(some, empty), 100) == 0
+    assert math.isnan(nsd(surface_distances(empty, empty), 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    pair=masks,
+    spacing=st.lists(st.floats(0.3, 5.0), min_size=3, max_size=3),
+    tolerance=st.floats(0, 5),
+)
+def test_surface_dice_is_the_share_of_both_surfaces_within_the_tolerance(pair, spacing, tolerance):
+    assume(pair[0].any() and pair[1].any())
+    spacing = spacing[: pair[0].ndim]
+    surfaces = [np.array(reference_surface(mask)) * spacing for mask in pair]
+    all_pairs = cdist(*surfaces)
+    nearest = np.concatenate([all_pairs.min(axis=0), all_pairs.min(axis=1)])
+    assume(np.abs(nearest - tolerance).min() > 1e-9)  # the tie is a matter of rounding
+    expected = (nearest < tolerance).mean()
+    assert nsd(surface_distances(*pair, spacing), tolerance) == pytest.approx(expected, abs=1e-12)
+
+
+def test_surface_dice_of_a_shifted_square():
+    # see `test_shifted_square`: 16 of 36 surface pixels stay, 4 are 1 away and 16 are 2 away
+    truth = np.zeros((20, 20), bool)
+    truth[5:15, 5:15] = True
+    distances = surface_distances(np.roll(truth, 2, axis=0), truth)
+    assert [nsd(distances, tolerance) for tolerance in (0, 1, 1.9, 2)] == [
+        16 / 36,
+        20 / 36,
+        20 / 36,
+        1,
+    ]
+    with pytest.raises(ValueError, match="tolerance=-1"):
+        nsd(distances, -1)
 
 
 def test_identical_masks():

@@ -3,12 +3,20 @@
 `harmonized_loss(logits, labels)` is the one to start from.
 """
 
-from spectral_jax.losses.harmonized import SPECTRAL, harmonized_loss, harmonized_terms
+from spectral_jax.losses.activation import activate
+from spectral_jax.losses.harmonized import (
+    LOSSES,
+    SPATIAL,
+    SPECTRAL,
+    harmonized_loss,
+    harmonized_terms,
+)
 from spectral_jax.losses.spatial import (
     cross_entropy_loss,
     dice_loss,
     matthews_loss,
     pearson_loss,
+    tversky_loss,
 )
 from spectral_jax.losses.spectral import (
     PRESETS,
@@ -21,8 +29,11 @@ from spectral_jax.losses.spectral import (
 )
 
 __all__ = [
+    "LOSSES",
     "PRESETS",
+    "SPATIAL",
     "SPECTRAL",
+    "activate",
     "cross_entropy_loss",
     "dice_loss",
     "focal_frequency_loss",
@@ -35,4 +46,5 @@ __all__ = [
     "soft_band",
     "spectral_correlation",
     "spectral_correlation_loss",
+    "tversky_loss",
 ]

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from spectral_jax.losses.activation import Activation, activate, check_option
 from spectral_jax.losses.spatial import (
     AxisName,
-    check_option,
+    Valid,
     cross_entropy_loss,
     dice_loss,
     matthews_loss,
     pearson_loss,
+    tversky_loss,
     working_dtype,
 )
 from spectral_jax.losses.spectral import (
@@ -23,12 +25,30 @@ from spectral_jax.losses.spectral import (
     spectral_correlation_loss,
 )
 
-Spatial = Literal["dice", "dice_ce", "ce"]
-SPATIAL = ("dice", "dice_ce", "ce")
+LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
+    "cross_entropy": cross_entropy_loss,
+    "dice": dice_loss,
+    "tversky": tversky_loss,
+    "pearson": pearson_loss,
+    "matthews": matthews_loss,
+    "focal_frequency": focal_frequency_loss,
+    "spectral_correlation": spectral_correlation_loss,
+}
+
+SPATIAL: dict[str, dict[str, dict[str, Any]]] = {
+    "dice": {"dice": {}},
+    "ce": {"cross_entropy": {}},
+    "dice_ce": {
+        "cross_entropy": {"weight": 0.5},
+        "dice": {"weight": 0.5, "squared_denominator": True, "pooling": "batch"},
+    },
+    "tversky": {"tversky": {}},
+}
+"""Spatial losses by name: the terms that they add up, each a key of `LOSSES` with its keywords."""
 
 SPECTRAL: dict[str, Callable[..., Float[Array, ""]]] = {
     **{name: partial(spectral_correlation_loss, **preset) for name, preset in PRESETS.items()},
-    # controls, as the preset "concordance" is: what a spectral claim has to beat
+    # controls: what a spectral claim has to beat
     "pearson": pearson_loss,
     "matthews": matthews_loss,
     "focal_frequency": focal_frequency_loss,
@@ -39,10 +59,13 @@ def harmonized_terms(
     logits: Float[Array, "batch *spatial classes"],
     labels: Int[Array, "batch *spatial"] | Float[Array, "batch *spatial classes"],
     *,
-    spatial: Spatial = "dice",
+    spatial: str | Mapping[str, Mapping[str, Any]] = "dice",
     spectral: str | Mapping[str, Any] | None = "paper",
     weight: float | Float[Array, ""] = 0.1,
+    activation: Activation = "softmax",
     include_background: bool = False,
+    ignore_label: int | None = None,
+    valid: Valid = None,
     axis_name: AxisName = None,
 ) -> dict[str, Float[Array, ""]]:
     """The terms of `harmonized_loss` by name, for logging.
@@ -51,28 +74,46 @@ def harmonized_terms(
     the batch, when called inside `jax.shard_map`.
 
     Returns:
-      A dictionary of scalars: `loss`, which is the sum; those of `cross_entropy` and `dice` that
-      `spatial` asks for; and `spectral` before its weight, unless there is none.
+      A dictionary of scalars: `loss`, which is the sum; the terms of `spatial` by their names,
+      before their weights; and `spectral` before its weight, unless there is none.
     """
-    check_option("spatial", spatial, SPATIAL)
     dtype = working_dtype(logits)
+    logits = logits.astype(dtype)
+    probabilities = activate(logits, activation)
     if labels.ndim == logits.ndim - 1:
-        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=dtype)
+        if ignore_label is not None:
+            counts = labels != ignore_label
+            valid = counts if valid is None else valid & counts
+        # with "sigmoid" the background, 0, has no channel
+        first = 0 if activation == "softmax" else 1
+        targets = jax.nn.one_hot(labels.astype(int) - first, logits.shape[-1], dtype=dtype)
+    elif ignore_label is not None:
+        raise ValueError(
+            f"ignore_label={ignore_label} is a value of integer labels, but these are masks of "
+            f"classes, of shape {labels.shape}: give valid instead"
+        )
     else:
         targets = labels
-    logits = logits.astype(dtype)
-    probabilities = jax.nn.softmax(logits, axis=-1)
+    of_pixels = {"valid": valid, "axis_name": axis_name}
+    if activation == "sigmoid":
+        include_background = True
 
+    if isinstance(spatial, str):
+        check_option("spatial", spatial, tuple(SPATIAL))
+        spatial = SPATIAL[spatial]
     terms = {}
-    if spatial == "dice":
-        terms["dice"] = loss = dice_loss(probabilities, targets, axis_name=axis_name)
-    else:
-        terms["cross_entropy"] = loss = cross_entropy_loss(logits, targets, axis_name=axis_name)
-    if spatial == "dice_ce":
-        terms["dice"] = dice_loss(
-            probabilities, targets, squared_denominator=True, pooling="batch", axis_name=axis_name
-        )
-        loss = 0.5 * terms["cross_entropy"] + 0.5 * terms["dice"]
+    loss = jnp.zeros((), dtype)
+    for name, keywords in spatial.items():
+        check_option("spatial", name, tuple(LOSSES))
+        options = {**keywords, **of_pixels}
+        share = options.pop("weight", 1.0)
+        if name == "cross_entropy":
+            terms[name] = cross_entropy_loss(logits, targets, activation=activation, **options)
+        else:
+            if activation == "sigmoid":
+                options["include_background"] = True
+            terms[name] = LOSSES[name](probabilities, targets, **options)
+        loss = loss + share * terms[name]
 
     if spectral is not None:
         if isinstance(spectral, str):
@@ -81,7 +122,7 @@ def harmonized_terms(
         else:
             spectral_loss = partial(spectral_correlation_loss, **spectral)
         terms["spectral"] = spectral_loss(
-            probabilities, targets, include_background=include_background, axis_name=axis_name
+            probabilities, targets, include_background=include_background, **of_pixels
         )
         loss = loss + jnp.asarray(weight, dtype) * terms["spectral"]
     return {"loss": loss, **terms}
@@ -91,10 +132,13 @@ def harmonized_loss(
     logits: Float[Array, "batch *spatial classes"],
     labels: Int[Array, "batch *spatial"] | Float[Array, "batch *spatial classes"],
     *,
-    spatial: Spatial = "dice",
+    spatial: str | Mapping[str, Mapping[str, Any]] = "dice",
     spectral: str | Mapping[str, Any] | None = "paper",
     weight: float | Float[Array, ""] = 0.1,
+    activation: Activation = "softmax",
     include_background: bool = False,
+    ignore_label: int | None = None,
+    valid: Valid = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """Spatial loss plus `weight` times spectral loss (arXiv 2401.10373).
@@ -103,22 +147,31 @@ def harmonized_loss(
       logits: `[batch, *spatial, classes]`, two or three spatial axes, any float type; the softmax
         and everything after it are computed in float32 (float64 stays float64).
       labels: integers `[batch, *spatial]`, or one-hot `[batch, *spatial, classes]`. A value
-        outside 0 ... classes - 1 belongs to no class.
+        outside 0 ... classes - 1 belongs to no class. With "sigmoid", integers from 1 on are the
+        channels and 0 is none of them; masks of classes may overlap.
       spatial: "dice" (linear denominator, per sample); "dice_ce", TransUNet's mean of cross-entropy
-        and Dice (squared denominator, pooled over the batch); or "ce". All classes count in all.
+        and Dice (squared denominator, pooled over the batch); "ce"; "tversky"; or keywords of
+        losses by their names in `LOSSES`, and the `weight` of each in the sum:
+        `{"cross_entropy": {"label_smoothing": 0.1}, "dice": {"weight": 2.0}}`. All classes count
+        in all of the names.
       spectral: a preset, "paper" or "midband" (see `spectral_correlation_loss`); a control,
         "concordance" (of "midband"), "pearson" (of "paper"), "matthews" or "focal_frequency";
         keywords of `spectral_correlation_loss`; or None for the spatial loss alone.
       weight: of the spectral loss; may be traced, for a schedule. Ramp it up over the first tenth
         of the steps: a correlation has a steep gradient while predictions are still flat.
-      include_background: whether the first class counts in the spectral loss.
+      activation: "softmax": classes exclude each other, and the first is the background; "sigmoid":
+        each class for itself, so that they may overlap, and no channel is the background.
+      include_background: whether the first class counts in the spectral loss; of "sigmoid" all do.
+      ignore_label: value of integer labels that no term sees, such as 255.
+      valid: `[batch, *spatial]`, true for the pixels that count, all without it. What does not
+        count changes no value, and its gradient is exactly 0.
       axis_name: the mesh axis, or axes, that split the batch, inside `jax.shard_map`.
 
     Returns:
       A scalar.
 
     Raises:
-      ValueError: for shapes that do not fit or an unknown option.
+      ValueError: for shapes that do not fit, an unknown option, or a softmax of one channel.
 
     >>> import jax.numpy as jnp
     >>> labels = jnp.zeros((1, 8, 8), int).at[:, 2:6, 2:6].set(1)
@@ -132,6 +185,9 @@ def harmonized_loss(
         spatial=spatial,
         spectral=spectral,
         weight=weight,
+        activation=activation,
         include_background=include_background,
+        ignore_label=ignore_label,
+        valid=valid,
         axis_name=axis_name,
     )["loss"]

@@ -26,18 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from spectral_jax.losses.activation import check_option
 from spectral_jax.losses.spatial import (
     POOLINGS,
     AxisName,
     Pooling,
     Powers,
+    Valid,
+    centred,
     centred_powers,
-    check_option,
     mean_over_devices,
     mean_over_present,
     prepare,
     present_classes,
-    spatial_axes,
     sum_over_devices,
 )
 
@@ -167,10 +168,11 @@ def spectral_powers(
     m: Float[Array, "batch *spatial classes"],
     spectrum: Spectrum,
     band: Band | None,
+    valid: Valid = None,
 ) -> Powers:
     """Weighted powers of two spectra, `[batch, classes, rings]`, in units of pixel variance."""
     if spectrum == "complex" and band is None:  # Parseval
-        return Powers(*(power[..., None] for power in centred_powers(p, m)))
+        return Powers(*(power[..., None] for power in centred_powers(p, m, valid)))
 
     shape = p.shape[1:-1]
     weights = jnp.asarray(spectrum_weights(shape, band), p.dtype)
@@ -178,7 +180,7 @@ def spectral_powers(
 
     def components(x):
         """Real numbers `[batch, classes, *half_spectrum]`: one or two arrays of them."""
-        x = x - jnp.mean(x, axis=spatial_axes(x), keepdims=True)
+        x = centred(x, valid)
         f = jnp.fft.rfftn(jnp.moveaxis(x, -1, 1), axes=axes, norm="forward")
         if spectrum == "complex":
             return f.real, f.imag
@@ -196,7 +198,17 @@ def spectral_powers(
         return products - total(x[0]) * total(y[0]) / jnp.sum(weights, axis=axes)
 
     x, y = components(p), components(m)
-    return Powers(power(x, y), power(x, x), power(y, y))
+    powers = Powers(power(x, y), power(x, x), power(y, y))
+    if valid is None:
+        return powers
+    share = share_valid(valid, p.dtype)[:, None, None]
+    return Powers(*(power / jnp.where(share > 0, share, 1) for power in powers))
+
+
+def share_valid(valid: Valid, dtype: type) -> Float[Array, " batch"]:
+    """The share of the pixels of each sample that count."""
+    assert valid is not None
+    return jnp.mean(valid, axis=tuple(range(1, valid.ndim)), dtype=dtype)
 
 
 def coefficient(
@@ -211,6 +223,18 @@ def coefficient(
     return jnp.mean(rho, axis=-1)
 
 
+def pooled_powers(powers: Powers, weights: Float[Array, " batch"], axis_name: AxisName) -> Powers:
+    """Mean of the powers over the samples of the batch, as `weights` has them count."""
+    total = sum_over_devices(jnp.sum(weights), axis_name)
+    return Powers(
+        *(
+            sum_over_devices(jnp.tensordot(weights, power, 1), axis_name)
+            / jnp.where(total > 0, total, 1)
+            for power in powers
+        )
+    )
+
+
 def spectral_correlation(
     probabilities: Float[Array, "batch *spatial classes"],
     targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
@@ -220,6 +244,7 @@ def spectral_correlation(
     normalisation: Normalisation = "correlation",
     pooling: Pooling = "sample",
     epsilon: float = 1e-6,
+    valid: Valid = None,
 ) -> Float[Array, "*batch classes"]:
     r"""Correlation of the Fourier spectra of predicted and true masks, per class.
 
@@ -240,6 +265,10 @@ def spectral_correlation(
       pooling: "sample", or "batch" to add up C, A and B over the batch first, so that false
         positives on empty masks count.
       epsilon: in units of pixel variance; 1e-6 biases a mask of 30 pixels by 0.001.
+      valid: `[batch, *spatial]`, true for the pixels that count. From both masks their means over
+        these are taken, and the other pixels are set to 0: nothing differs there, and the full
+        band is Pearson's correlation over the pixels that count. In a narrow band the hole blurs
+        frequencies into each other. Pooled over the batch, a sample counts by its share of them.
 
     Returns:
       `[batch, classes]`, or `[classes]` for `pooling="batch"`; in [-1, 1].
@@ -257,10 +286,11 @@ def spectral_correlation(
     check_option("spectrum", spectrum, SPECTRA)
     check_option("normalisation", normalisation, NORMALISATIONS)
     check_option("pooling", pooling, POOLINGS)
-    p, m = prepare(probabilities, targets, include_background=True)
-    powers = spectral_powers(p, m, spectrum, band)
+    p, m = prepare(probabilities, targets, include_background=True, valid=valid)
+    powers = spectral_powers(p, m, spectrum, band, valid)
     if pooling == "batch":
-        powers = Powers(*(jnp.mean(power, axis=0) for power in powers))
+        weights = jnp.ones(len(p), p.dtype) if valid is None else share_valid(valid, p.dtype)
+        powers = pooled_powers(powers, weights, axis_name=None)
     return coefficient(powers, normalisation, epsilon)
 
 
@@ -275,9 +305,10 @@ def spectral_correlation_loss(
     pooling: Pooling = "sample",
     epsilon: float = 1e-6,
     sample_weights: Float[Array, "batch"] | None = None,
+    valid: Valid = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
-    """One minus `spectral_correlation`, meant over the classes that are present.
+    """One minus `spectral_correlation`, averaged over the classes that are present.
 
     A class counts where its true mask is neither empty nor full: in the sample, or with
     `pooling="batch"` in any sample of the batch. The loss says nothing about the mean of a mask,
@@ -294,6 +325,7 @@ def spectral_correlation_loss(
       pooling: see there.
       epsilon: see there.
       sample_weights: `[batch]`; 0 removes a sample, such as one that pads the batch.
+      valid: as for `spectral_correlation`.
       axis_name: the mesh axis, or axes, that split the batch, inside `jax.shard_map`: powers and
         means then run over the whole batch, and only a few scalars are exchanged.
 
@@ -311,22 +343,16 @@ def spectral_correlation_loss(
     check_option("spectrum", spectrum, SPECTRA)
     check_option("normalisation", normalisation, NORMALISATIONS)
     check_option("pooling", pooling, POOLINGS)
-    p, m = prepare(probabilities, targets, include_background)
-    powers = spectral_powers(p, m, spectrum, band)
-    present = present_classes(m)
+    p, m = prepare(probabilities, targets, include_background, valid)
+    powers = spectral_powers(p, m, spectrum, band, valid)
     if sample_weights is None:
         sample_weights = jnp.ones(p.shape[0], p.dtype)
     sample_weights = sample_weights.astype(p.dtype)
-    present = present * sample_weights[:, None]
+    present = present_classes(m, valid) * sample_weights[:, None]
     if pooling == "batch":
-        weight = sum_over_devices(jnp.sum(sample_weights), axis_name)
-        powers = Powers(
-            *(
-                sum_over_devices(jnp.tensordot(sample_weights, power, 1), axis_name)
-                / jnp.where(weight > 0, weight, 1)
-                for power in powers
-            )
-        )
+        if valid is not None:
+            sample_weights = sample_weights * share_valid(valid, p.dtype)
+        powers = pooled_powers(powers, sample_weights, axis_name)
         present = sum_over_devices(jnp.sum(present, axis=0), axis_name) > 0
         losses = 1 - coefficient(powers, normalisation, epsilon)
         return mean_over_present(losses, present.astype(p.dtype), axis_name=None)
@@ -340,6 +366,7 @@ def focal_frequency_loss(
     *,
     alpha: float = 1.0,
     include_background: bool = False,
+    valid: Valid = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """Focal frequency loss (arXiv 2012.12821): squared spectral error, weighted by its own size.
@@ -352,12 +379,14 @@ def focal_frequency_loss(
       targets: one-hot, `[batch, *spatial, classes]`.
       alpha: how strongly hard frequencies are favoured; 0 is the mean squared error over pixels.
       include_background: whether the first class counts.
+      valid: `[batch, *spatial]`, true for the pixels that count; nothing differs at the others, and
+        the mean is over as many frequencies as pixels count.
       axis_name: the mesh axes that split the batch, inside `jax.shard_map`.
 
     Returns:
       A scalar, at least 0.
     """
-    p, m = prepare(probabilities, targets, include_background)
+    p, m = prepare(probabilities, targets, include_background, valid)
     axes = tuple(range(2, p.ndim))
     f = jnp.fft.rfftn(jnp.moveaxis(p - m, -1, 1), axes=axes, norm="ortho")
     error = f.real**2 + f.imag**2
@@ -368,4 +397,7 @@ def focal_frequency_loss(
     mirrored = spectrum_weights(shape, None)[0]
     mirrored[(0,) * len(shape)] = 1  # here the mean counts
     weighted = jnp.sum(jnp.asarray(mirrored, p.dtype) * focus * error, axis=axes) / math.prod(shape)
+    if valid is not None:
+        share = share_valid(valid, p.dtype)[:, None]
+        weighted = weighted / jnp.where(share > 0, share, 1)
     return mean_over_devices(weighted, axis_name)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from spectral_jax.metrics import overlap, surface
 
@@ -19,9 +19,13 @@ METRICS = (
     "recall",
     "hd95",
     "assd",
+    "nsd",
     "dice_transunet",
     "hd95_transunet",
 )
+
+
+NSD_TOLERANCE = 2.0  # mm, or voxels where the spacing is not known
 
 
 def score_case(
@@ -29,6 +33,9 @@ def score_case(
     truth: Int[np.ndarray, "*spatial"],
     num_classes: int,
     spacing: Sequence[float] | None = None,
+    *,
+    ignore_label: int | None = None,
+    nsd_tolerance: float = NSD_TOLERANCE,
 ) -> list[dict[str, float]]:
     """Scores one case, a picture or a volume, against its truth.
 
@@ -37,6 +44,9 @@ def score_case(
       truth: integer labels of the same shape.
       num_classes: number of classes, background included.
       spacing: size of a voxel along each axis in mm; distances are in voxels without it.
+      ignore_label: value of the truth that marks voxels that do not count; truth and prediction
+        are background there.
+      nsd_tolerance: of the surface Dice, in the unit of the distances.
 
     Returns:
       One dictionary for each of the classes 1 to `num_classes - 1`, with the `METRICS`,
@@ -52,33 +62,58 @@ def score_case(
     (0.75, 1.0)
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
-    counts = overlap.overlap_counts(prediction, truth, num_classes)
-    columns = {
-        "dice": overlap.dice(counts),
-        "iou": overlap.iou(counts),
-        "precision": overlap.precision(counts),
-        "recall": overlap.recall(counts),
-        "dice_transunet": overlap.dice_transunet(counts),
-        "true_voxels": counts.true_voxels,
-        "predicted_voxels": counts.predicted_voxels,
+    if ignore_label is not None:
+        overlap.check_shapes(prediction, truth)
+        counts = truth != ignore_label
+        prediction, truth = prediction * counts, truth * counts
+    overlap.check_labels(prediction, truth, num_classes)
+    return [
+        score_mask(prediction == label, truth == label, spacing, nsd_tolerance=nsd_tolerance)
+        for label in range(1, num_classes)
+    ]
+
+
+def score_mask(
+    prediction: Bool[np.ndarray, "*spatial"],
+    truth: Bool[np.ndarray, "*spatial"],
+    spacing: Sequence[float] | None = None,
+    *,
+    nsd_tolerance: float = NSD_TOLERANCE,
+) -> dict[str, float]:
+    """Scores one class of one case, which other classes may overlap.
+
+    Args:
+      prediction: boolean mask with two or three axes.
+      truth: boolean mask of the same shape. Both are false where voxels do not count.
+      spacing: as for `score_case`.
+      nsd_tolerance: as for `score_case`.
+
+    Returns:
+      The `METRICS`, `true_voxels` and `predicted_voxels`.
+
+    Raises:
+      ValueError: for masks of different shapes, or an unfit spacing.
+    """
+    counts = overlap.mask_counts(prediction, truth)
+    predicted_surface = surface.surface_voxels(prediction)
+    true_surface = surface.surface_voxels(truth)
+    in_voxels = surface.distances_between(predicted_surface, true_surface)
+    distances = in_voxels
+    if spacing is not None:
+        distances = surface.distances_between(predicted_surface, true_surface, spacing)
+    return {
+        "dice": overlap.dice(counts).item(),
+        "iou": overlap.iou(counts).item(),
+        "precision": overlap.precision(counts).item(),
+        "recall": overlap.recall(counts).item(),
+        "hd95": surface.hd95(distances),
+        "assd": surface.assd(distances),
+        "nsd": surface.nsd(distances, nsd_tolerance),
+        "dice_transunet": overlap.dice_transunet(counts).item(),
+        "hd95_transunet": surface.hd95_transunet(in_voxels),
+        "true_voxels": counts.true_voxels.item(),
+        "predicted_voxels": counts.predicted_voxels.item(),
     }
-    rows = []
-    for label in range(1, num_classes):
-        predicted_surface = surface.surface_voxels(prediction == label)
-        true_surface = surface.surface_voxels(truth == label)
-        in_voxels = surface.distances_between(predicted_surface, true_surface)
-        distances = in_voxels
-        if spacing is not None:
-            distances = surface.distances_between(predicted_surface, true_surface, spacing)
-        rows.append(
-            {name: column[label].item() for name, column in columns.items()}
-            | {
-                "hd95": surface.hd95(distances),
-                "assd": surface.assd(distances),
-                "hd95_transunet": surface.hd95_transunet(in_voxels),
-            }
-        )
-    return rows
 
 
 def summarise(
@@ -132,4 +167,4 @@ def _statistics(values: Sequence[float | None]) -> dict[str, float]:
     }
 
 
-__all__ = ["METRICS", "score_case", "summarise"]
+__all__ = ["METRICS", "NSD_TOLERANCE", "score_case", "score_mask", "summarise"]

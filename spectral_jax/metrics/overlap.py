@@ -7,7 +7,7 @@ it. The exception is `dice_transunet`, which repeats the rule behind published t
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 class Counts(NamedTuple):
@@ -46,11 +46,23 @@ def confusion_matrix(
            [0, 1]])
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
+    check_labels(prediction, truth, num_classes)
+    pairs = truth.ravel().astype(np.intp) * num_classes + prediction.ravel()
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def check_shapes(prediction: np.ndarray, truth: np.ndarray) -> None:
+    """Raises ValueError unless both have one shape."""
     if prediction.shape != truth.shape:
         raise ValueError(
             f"prediction has shape {prediction.shape} but truth has {truth.shape}: "
             "bring the prediction to the original size first"
         )
+
+
+def check_labels(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError unless both hold class numbers and have one shape."""
+    check_shapes(prediction, truth)
     for name, labels in (("prediction", prediction), ("truth", truth)):
         if labels.dtype.kind not in "biu":
             raise ValueError(f"{name} is {labels.dtype}, expected integer labels: take the argmax")
@@ -59,8 +71,6 @@ def confusion_matrix(
                 f"{name} has labels from {labels.min()} to {labels.max()}, "
                 f"expected 0 to {num_classes - 1} for num_classes={num_classes}"
             )
-    pairs = truth.ravel().astype(np.intp) * num_classes + prediction.ravel()
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def overlap_counts(
@@ -73,6 +83,19 @@ def overlap_counts(
     """
     confusion = confusion_matrix(prediction, truth, num_classes)
     return Counts(np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+
+
+def mask_counts(
+    prediction: Bool[np.ndarray, "*spatial"], truth: Bool[np.ndarray, "*spatial"]
+) -> Counts:
+    """Counts of one class of one case from its masks, as arrays of one number.
+
+    >>> mask_counts(np.array([False, True, True]), np.array([False, False, True])).true_positive
+    array([1])
+    """
+    check_shapes(prediction, truth)
+    both = prediction & truth
+    return Counts(*(np.array([np.count_nonzero(mask)]) for mask in (both, truth, prediction)))
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> Float[np.ndarray, " classes"]:

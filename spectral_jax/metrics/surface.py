@@ -1,4 +1,4 @@
-"""Distances between the surfaces of two masks: HD95 and ASSD.
+"""Distances between the surfaces of two masks: HD95, ASSD and surface Dice (NSD).
 
 The surface of a mask is the mask minus its erosion by the neighbourhood of faces (connectivity
 1), as in medpy; what lies outside the image counts as background, so an object that touches the
@@ -20,7 +20,7 @@ LEAF = 64  # voxels; SciPy's 10 takes 1.3 to 2 times as long on surfaces
 
 
 class SurfaceDistances(NamedTuple):
-    """Distance of each voxel of one surface to the other; both empty if either mask is."""
+    """Distance of each voxel of one surface to the other; infinite if the other mask is empty."""
 
     from_prediction: Float[np.ndarray, " predicted_surface"]
     from_truth: Float[np.ndarray, " true_surface"]
@@ -48,7 +48,9 @@ def distances_between(
     if size.shape != (axes,) or not (np.isfinite(size) & (size > 0)).all():
         raise ValueError(f"spacing={spacing}, expected {axes} positive numbers, one for each axis")
     if not len(predicted_surface) or not len(true_surface):
-        return SurfaceDistances(np.empty(0), np.empty(0))
+        return SurfaceDistances(
+            np.full(len(predicted_surface), np.inf), np.full(len(true_surface), np.inf)
+        )
     return SurfaceDistances(
         _distances(predicted_surface, true_surface, size),
         _distances(true_surface, predicted_surface, size),
@@ -94,12 +96,16 @@ def surface_distances(
     return distances_between(surface_voxels(prediction), surface_voxels(truth), spacing)
 
 
+def _either_empty(distances: SurfaceDistances) -> bool:
+    return not (distances.from_prediction.size and distances.from_truth.size)
+
+
 def hd95(distances: SurfaceDistances) -> float:
     """95 % Hausdorff distance: the larger of the two directed 95th percentiles, as in MONAI.
 
     NaN when either mask is empty.
     """
-    if not distances.from_truth.size:
+    if _either_empty(distances):
         return float("nan")
     return float(max(np.percentile(directed, 95) for directed in distances))
 
@@ -110,7 +116,31 @@ def assd(distances: SurfaceDistances) -> float:
     Older codes average the means of the two directions, which weighs a small surface like a large
     one. NaN when either mask is empty.
     """
-    return float(np.concatenate(distances).mean()) if distances.from_truth.size else float("nan")
+    if _either_empty(distances):
+        return float("nan")
+    return float(np.concatenate(distances).mean())
+
+
+def nsd(distances: SurfaceDistances, tolerance: float) -> float:
+    """Surface Dice at a tolerance (NSD, arXiv 1809.04430): the share of both surfaces within it.
+
+    Voxels of the surface count alike, as in MONAI; DeepMind's code weighs them by their area. 0
+    when one mask is empty, NaN when both are.
+
+    Args:
+      distances: of both surfaces.
+      tolerance: in the unit of the distances, at least 0; a distance that equals it is within it.
+
+    Raises:
+      ValueError: for a negative tolerance.
+
+    >>> nsd(SurfaceDistances(np.array([0.0, 1.0, 3.0]), np.array([0.0, 1.5])), tolerance=1.0)
+    0.6
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance={tolerance}: expected a distance, 0 or more")
+    both = np.concatenate(distances)
+    return float((both <= tolerance).mean()) if both.size else float("nan")
 
 
 def hd95_transunet(distances: SurfaceDistances) -> float:
@@ -119,6 +149,6 @@ def hd95_transunet(distances: SurfaceDistances) -> float:
     Those tables are in voxels: give it distances without spacing. 0 when either mask is empty.
     For comparison with the literature only.
     """
-    if not distances.from_truth.size:
+    if _either_empty(distances):
         return 0.0
     return float(np.percentile(np.concatenate(distances), 95))

@@ -135,7 +135,7 @@ class ObjectiveConfig:
     include_background: bool = False
 
     def __post_init__(self):
-        _require_choice("objective.spatial", self.spatial, SPATIAL)
+        _require_choice("objective.spatial", self.spatial, tuple(SPATIAL))
         if isinstance(self.spectral, str):
             _require_choice("objective.spectral", self.spectral, (*SPECTRAL, "none"))
         else:
