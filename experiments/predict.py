@@ -14,8 +14,10 @@ are done. Exit status: 0 when all were done, 4 when some were not, 2 when nothin
 """
 
 import csv
+import io
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,11 +31,12 @@ from spectral_jax.data.volumes import INTENSITIES, DataError
 from spectral_jax.evaluation import inference
 from spectral_jax.evaluation.inference import Failure, Prediction
 from spectral_jax.evaluation.predict import Predictor
-from spectral_jax.files import written_whole
+from spectral_jax.files import write_text, written_whole
 from spectral_jax.reporting import overlays
 from spectral_jax.training import run
 
 EXIT_SOME_FAILED = 4
+SECONDS_BETWEEN_LINES = 10
 
 
 def save(prediction: Prediction, output: pathlib.Path, data: DatasetInfo) -> list[pathlib.Path]:
@@ -56,13 +59,66 @@ def draw_overlay(prediction: Prediction, colors: Sequence[str]) -> np.ndarray:
     return overlays.draw_labels(image, prediction.labels[index], colors)
 
 
+def describe(result: Prediction | Failure, output: pathlib.Path, data: DatasetInfo) -> dict:
+    """Writes what was found in a case, and returns its row of the summary."""
+    row = {"input": str(result.source.files[0])}
+    try:
+        if isinstance(result, Failure):
+            raise DataError(result.reason)
+        row["output"] = str(save(result, output, data)[0])
+        row["unit"], sizes = inference.measure(result, len(data.classes))
+        return row | {name: f"{size:g}" for name, size in zip(data.classes[1:], sizes, strict=True)}
+    except DataError as error:
+        row["error"] = str(error)
+    except Exception as error:  # such as a name too long for its folder, or a full disk
+        row["error"] = f"{row['input']}: not written: {error}"
+    tqdm.write(f"not done: {row['error']}", file=sys.stderr)
+    return row
+
+
 def write_summary(file: pathlib.Path, rows: Sequence[dict[str, str]], data: DatasetInfo) -> None:
     """Writes a row for each case: its files, and the size of each class or why there is none."""
-    with written_whole(file) as temporary, temporary.open("w", newline="") as text:
-        columns = ["input", "output", "unit", *data.classes[1:], "error"]
-        writer = csv.DictWriter(text, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    columns = ["input", "output", "unit", *data.classes[1:], "error"]
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
+
+
+class Progress:
+    """A bar of all cases, with the tiles, slices or patches of the present one; or plain lines."""
+
+    def __init__(self, cases: int, inputs: str):
+        self._bar = tqdm(
+            total=cases,
+            desc="predict",
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+        )
+        self._cases, self._inputs = cases, inputs
+        self._finished = 0
+        self._said = self._start = time.monotonic()
+
+    def show(self, case: str, done: int, of: int) -> None:
+        """So many of a case's inputs are done."""
+        text = f"{case}: {done} of {of} {self._inputs}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._move_to(self._finished + done / of)
+        now = time.monotonic()
+        if self._bar.disable and now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            seconds = now - self._start
+            cases = f"{self._finished} of {self._cases} cases done"
+            print(f"{cases} after {seconds:.0f} s; {text}", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """A case is written, or cannot be."""
+        self._finished += 1
+        self._move_to(self._finished)
+
+    def _move_to(self, cases: float) -> None:
+        self._bar.update(max(0, cases - self._bar.n))
 
 
 def main() -> None:
@@ -72,30 +128,20 @@ def main() -> None:
     trained = run.restore(flags.path(WORKDIR), CHECKPOINT.value)
     data = trained.data
     predictor = Predictor(trained, BATCH_SIZE.value, flips=TTA.value, tiles=TILES.value)
+    progress = Progress(len(sources), predictor.inputs)
     results = inference.predict_sources(
         predictor,
         data,
         sources,
         intensity=INTENSITY.value or "",
         probabilities=PROBABILITIES.value,
+        progress=progress.show,
     )
     rows = []
-    failed = 0
-    quiet = not sys.stderr.isatty()
-    for result in tqdm(results, total=len(sources), unit="case", desc="predict", disable=quiet):
-        row = {"input": str(result.source.files[0])}
-        rows.append(row)
-        try:
-            if isinstance(result, Failure):
-                raise DataError(result.reason)
-            row["output"] = str(save(result, output, data)[0])
-        except DataError as error:
-            failed += 1
-            row["error"] = str(error)
-            tqdm.write(f"not done: {error}", file=sys.stderr)
-            continue
-        row["unit"], sizes = inference.measure(result, len(data.classes))
-        row |= {name: f"{size:g}" for name, size in zip(data.classes[1:], sizes, strict=True)}
+    for result in results:
+        rows.append(describe(result, output, data))
+        progress.finish()
+    failed = sum("error" in row for row in rows)
     write_summary(output / "summary.csv", rows, data)
     print(f"{len(rows) - failed} of {len(rows)} cases done: {output / 'summary.csv'}")
     if failed:

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 from spectral_jax.data.sources import CutPatch, DatasetInfo, Split
+from spectral_jax.evaluation import predict
 from spectral_jax.evaluation.evaluate import evaluate
 from spectral_jax.evaluation.predict import Predictor, gaussian_window, window_starts
 from spectral_jax.training.config import parse_config
@@ -59,7 +60,7 @@ def test_sliding_over_a_volume_equals_seeing_it_whole(rng, shape):
 
 
 def test_windows_overlap_by_half_and_the_middle_counts_most():
-    starts = sorted({start[0] for start in window_starts((20, 1, 1), (8, 1, 1))})
+    starts = sorted({start[0] for start in window_starts((20, 1, 1), (8, 1, 1), 0.5)})
     assert starts[0] == 0
     assert starts[-1] == 12
     assert max(np.diff(starts)) <= 4
@@ -67,6 +68,58 @@ def test_windows_overlap_by_half_and_the_middle_counts_most():
     assert window.shape == (8, 8, 5)
     assert window[4, 4, 2] == window.max()
     assert 0 < window.min() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(2, 50, 70), (1, 8, 100), (3, 9, 8), (1, 100, 5)])
+def test_tiles_cover_a_picture_and_equal_seeing_it_whole(rng, shape, monkeypatch):
+    monkeypatch.setattr(predict, "PART_PIXELS", 300)  # rows come in several parts
+    images = [rng.integers(0, 256, (*shape, 1)).astype(dtype) for dtype in (np.uint8, np.uint16)]
+    predictor = Predictor(trained(image_size=8), batch_size=3, tiles=True)
+    for image in images:
+        largest = np.iinfo(image.dtype).max
+        expected = expected_labels(image / largest * 255)
+        np.testing.assert_array_equal(predictor.labels(image), expected)
+    # tiles of several cases share a batch
+    slices = list(predictor.slices(images))
+    assert [of.shape for of in slices] == [(*shape[1:], 3)] * (2 * shape[0])
+    for image, of_image in zip(images, np.split(np.stack(slices), 2), strict=True):
+        np.testing.assert_allclose(of_image.sum(-1), 1, atol=1e-5)
+        np.testing.assert_array_equal(of_image.argmax(-1), predictor.labels(image))
+
+
+def test_tiles_take_a_third_more_pixels_than_there_are():
+    predictor = Predictor(trained(image_size=224), tiles=True)
+    count = predictor.count_inputs(np.empty((1, 12_000, 12_000, 1), np.uint8))
+    assert 1 < count * 224**2 / 12_000**2 < 1.36
+    assert predictor.blended_bytes(np.empty((1, 12_000, 12_000, 1), np.uint8)) < 50e6
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_large_slices_come_in_parts_of_rows(tiles, rng, monkeypatch):
+    image = rng.integers(0, 256, (3, 40, 33, 1)).astype(np.uint8)
+    predictor = Predictor(trained(image_size=16), batch_size=2, tiles=tiles)
+    whole = list(predictor.rows([image]))
+    monkeypatch.setattr(predict, "PART_PIXELS", 100)
+    parts = list(predictor.rows([image]))
+    assert max(map(len, parts)) == 3 < max(map(len, whole))
+    np.testing.assert_allclose(np.concatenate(parts), np.concatenate(whole), atol=1e-5)
+    slices = list(predictor.slices([image]))
+    np.testing.assert_array_equal(np.stack(slices).reshape(-1, 33, 3), np.concatenate(parts))
+
+
+def test_inputs_are_counted_and_reported(rng):
+    images = [rng.integers(0, 256, (depth, 20, 30, 1)).astype(np.uint8) for depth in (1, 5, 2)]
+    for data, options in (
+        ({"image_size": 16}, {}),
+        ({"image_size": 16}, {"tiles": True}),
+        ({"patch_size": (4, 8, 8)}, {}),
+    ):
+        predictor = Predictor(trained(**data), batch_size=4, **options)
+        reports = []
+        for _ in predictor.rows(images, reports.append):
+            pass
+        assert sum(reports) == sum(map(predictor.count_inputs, images))
+        assert max(reports) == 4
 
 
 def test_patches_are_cut_inside_and_padded_where_short(rng):

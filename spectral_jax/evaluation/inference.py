@@ -6,20 +6,24 @@ that `evaluate` scores.
 
 import collections
 import dataclasses
+import math
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from spectral_jax import limits
 from spectral_jax.data import formats, volumes
-from spectral_jax.data.datasets.builder import available_cores, run_ahead
+from spectral_jax.data.datasets.builder import run_ahead
 from spectral_jax.data.formats import Scan
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import DataError
 from spectral_jax.evaluation.predict import Predictor
 
+READ_AHEAD = 4  # cases, by as many threads
 DICOM_MODALITIES = {  # by words of a data set's modality
     "CT": {"CT"},
     "MRI": {"MR"},
@@ -92,12 +96,12 @@ def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[So
     """
     sources = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             sources += _in_folder(path, output)
-        elif path.exists():
+        else:  # reading it will tell whether it is there
             sources.append(Source((path,), formats.without_ending(path.name)))
-        else:
-            raise DataError(f"{path}: no such file or folder")
+    if len(paths) == 1 and not os.path.lexists(paths[0]):
+        raise DataError(f"{paths[0]}: no such file or folder")
     if not sources:
         raise DataError(
             f"{', '.join(map(str, paths))}: no pictures, NIfTI, HDF5, npz or DICOM files there"
@@ -130,10 +134,11 @@ def _in_folder(folder: pathlib.Path, output: pathlib.Path) -> list[Source]:
         and formats.file_kind(path)
     ]
     dicom = [path for path in files if formats.file_kind(path) == "dicom"]
+    of_dicom = set(dicom)
     sources = [
         Source((path,), formats.without_ending(path.relative_to(folder).as_posix()))
         for path in files
-        if path not in set(dicom)
+        if path not in of_dicom
     ]
     series = formats.group_series(dicom)
     alone = collections.Counter(of_series[0].parent for of_series in series)
@@ -229,10 +234,12 @@ def predict_sources(
     *,
     intensity: str = "",
     probabilities: bool = False,
+    progress: Callable[[str, int, int], None] = lambda case, done, of: None,
 ) -> Iterator[Prediction | Failure]:
     """Predicts cases one after the other; what cannot be used is told in its turn.
 
-    Memory holds a batch and the few cases that are read ahead of it.
+    Nothing that a case does ends the others. Memory holds a batch, the cases that are in it, and
+    the four that are read ahead of it.
 
     Args:
       predictor: of the network.
@@ -240,61 +247,117 @@ def predict_sources(
       sources: the cases.
       intensity: see `prepare_image`.
       probabilities: keep them, as float32, of each case in turn.
+      progress: called with a case's name, how many of its slices, tiles or patches are done, and of
+        how many.
     """
-    begun: collections.deque[_Begun | Failure] = collections.deque()
-    open_source = partial(_open, data=data, intensity=intensity)
+    waiting: collections.deque[_Begun | Failure] = collections.deque()
+    kept = len(data.classes) if probabilities else 0
+    open_source = partial(_open, predictor=predictor, data=data, intensity=intensity, kept=kept)
+    opened = run_ahead(open_source, sources, READ_AHEAD)
 
     def images() -> Iterator[np.ndarray]:
-        for case in run_ahead(open_source, sources, available_cores()):
+        for case in opened:
+            waiting.append(case)
             if isinstance(case, _Begun):
-                case.allocate(len(data.classes) if probabilities else 0)
-                begun.append(case)
                 yield case.image
-            else:
-                begun.append(case)
 
-    for of_slice in predictor.slices(images()):
-        while isinstance(case := begun[0], Failure):
-            yield case
-            begun.popleft()
-        case.take(of_slice)
-        if case.done == len(case.image):
-            begun.popleft()
-            yield Prediction(case.source, case.scan, case.image, case.labels, case.probabilities)
-    for failure in begun:
-        assert isinstance(failure, Failure)
-        yield failure
+    def finished() -> Iterator[Prediction | Failure]:
+        while waiting and (isinstance(case := waiting[0], Failure) or case.is_done):
+            waiting.popleft()
+            yield case if isinstance(case, Failure) else case.result()
+
+    def report(inputs: int) -> None:
+        for case in waiting:
+            if isinstance(case, _Begun) and inputs:
+                now = min(inputs, case.inputs - case.inputs_done)
+                inputs -= now
+                case.inputs_done += now
+                progress(case.source.name, case.inputs_done, case.inputs)
+
+    while True:
+        try:
+            for rows in predictor.rows(images(), report):
+                yield from finished()
+                first = waiting[0]
+                assert isinstance(first, _Begun)
+                first.take(rows)
+            yield from finished()
+            return
+        except Exception:
+            # cases share batches: each alone will show which of them it is
+            for case in waiting:
+                yield case if isinstance(case, Failure) else _predict_alone(predictor, case)
+            waiting.clear()
 
 
 @dataclasses.dataclass
 class _Begun:
-    """A case of which `done` slices are predicted."""
+    """A case on its way.
+
+    Attributes:
+      inputs: how many slices, tiles or patches the network sees of it.
+      inputs_done: of them.
+      rows_done: rows of its slices whose labels are known.
+    """
 
     source: Source
     scan: Scan
     image: np.ndarray
-    done: int = 0
+    labels: np.ndarray
+    probabilities: np.ndarray | None
+    inputs: int
+    inputs_done: int = 0
+    rows_done: int = 0
 
-    def allocate(self, classes: int) -> None:
-        """Makes room for labels, and for probabilities of so many classes."""
-        shape = self.image.shape[:3]
-        self.labels = np.empty(shape, np.uint8)
-        self.probabilities = np.empty((*shape, classes), np.float32) if classes else None
+    @property
+    def is_done(self) -> bool:
+        """Whether all labels are known."""
+        return self.rows_done == self.labels.shape[0] * self.labels.shape[1]
 
-    def take(self, of_slice: np.ndarray) -> None:
-        """Keeps what was found in the next slice."""
-        self.labels[self.done] = of_slice.argmax(-1)
+    def take(self, rows: np.ndarray) -> None:
+        """Keeps what was found in the next rows."""
+        part = slice(self.rows_done, self.rows_done + len(rows))
+        width, classes = rows.shape[1:]
+        self.labels.reshape(-1, width)[part] = rows.argmax(-1)
         if self.probabilities is not None:
-            self.probabilities[self.done] = of_slice
-        self.done += 1
+            self.probabilities.reshape(-1, width, classes)[part] = rows
+        self.rows_done = part.stop
+
+    def result(self) -> Prediction:
+        """What was found."""
+        return Prediction(self.source, self.scan, self.image, self.labels, self.probabilities)
 
 
-def _open(source: Source, data: DatasetInfo, intensity: str) -> _Begun | Failure:
+def _open(
+    source: Source, predictor: Predictor, data: DatasetInfo, intensity: str, kept: int
+) -> _Begun | Failure:
+    """Reads a case, and makes room for its labels and the probabilities of `kept` classes."""
+    file = source.files[0]
     try:
         scan = formats.read_scan(source.files, data.axes or formats.AXES, data.volume)
-        return _Begun(source, scan, prepare_image(scan, data, source.files[0], intensity))
-    except DataError as error:
+        image = prepare_image(scan, data, file, intensity)
+        shape = image.shape[:3]
+        limits.check_bytes(file, 4 * kept * math.prod(shape))
+        limits.check_bytes(file, predictor.blended_bytes(image))
+        probabilities = np.empty((*shape, kept), np.float32) if kept else None
+        labels = np.empty(shape, np.uint8)
+        return _Begun(source, scan, image, labels, probabilities, predictor.count_inputs(image))
+    except (DataError, limits.TooLargeError) as error:
         return Failure(source, str(error))
+    except Exception as error:  # what a strange file does cannot be foreseen
+        return Failure(source, f"{file}: cannot be used: {type(error).__name__}: {error}")
+
+
+def _predict_alone(predictor: Predictor, case: _Begun) -> Prediction | Failure:
+    """Predicts a case from its beginning."""
+    case.rows_done = 0
+    try:
+        for rows in predictor.rows([case.image]):
+            case.take(rows)
+    except Exception as error:  # such as memory that the network does not get
+        reason = f"{case.source.files[0]}: not predicted: {type(error).__name__}: {error}"
+        return Failure(case.source, reason)
+    return case.result()
 
 
 def measure(prediction: Prediction, classes: int) -> tuple[str, list[float]]:
@@ -304,7 +367,13 @@ def measure(prediction: Prediction, classes: int) -> tuple[str, list[float]]:
       The unit, "ml" of a volume or "mm2" of a slice, "voxels" or "px" where the spacing is not
       known; and a number for each class.
     """
-    counts = np.bincount(prediction.labels.ravel(), minlength=classes)[1:].astype(float)
+    # part by part, as each takes eight bytes a pixel
+    parts = (
+        of_slice[i : i + 256]
+        for of_slice in prediction.labels
+        for i in range(0, len(of_slice), 256)
+    )
+    counts = sum(np.bincount(part.ravel(), minlength=classes) for part in parts)[1:].astype(float)
     spacing, volume = prediction.scan.spacing_mm, len(prediction.labels) > 1
     if spacing is None:
         return "voxels" if volume else "px", counts.tolist()

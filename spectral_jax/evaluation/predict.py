@@ -1,8 +1,10 @@
 """Predictions for whole cases at their original size."""
 
+import collections
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from typing import Any
 
@@ -12,10 +14,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
 from spectral_jax.data.augment import to_unit_range
-from spectral_jax.data.sources import fit_patch, resize_image
+from spectral_jax.data.sources import fit_patch, resize_image, resize_rows
 from spectral_jax.models import compiler_options
 from spectral_jax.training.config import ConfigError
 from spectral_jax.training.run import TrainedModel
+
+PATCH_OVERLAP = 1 / 2  # of volumes, as nnU-Net has
+TILE_OVERLAP = 1 / 8  # of pictures: 1.3 times their pixels, where a half would be four times
+PART_PIXELS = 2**22  # whose probabilities are computed at once
 
 
 class Predictor:
@@ -62,91 +68,190 @@ class Predictor:
             functools.partial(apply_network, trained.model), compiler_options=compiler_options()
         )
 
+    @property
+    def inputs(self) -> str:
+        """What the network sees of a case: "slices", "tiles" or "patches"."""
+        if len(self._input_size) == 3:
+            return "patches"
+        return "tiles" if self._tiles else "slices"
+
     def slices(
         self, images: Iterable[np.ndarray]
     ) -> Iterator[Float[np.ndarray, "height width classes"]]:
-        """Class probabilities of each slice of each case in turn, at the original size.
+        """Class probabilities of each slice of each case in turn; see `rows`."""
+        heights: collections.deque[int] = collections.deque()
 
-        A network of slices sees them at the training size, and its probabilities are interpolated
-        linearly; slices of several cases share a batch. A network of patches slides over a volume,
-        and what memory holds of it is as deep as a patch.
+        def noted() -> Iterator[np.ndarray]:
+            for image in images:
+                heights.extend([image.shape[1]] * len(image))
+                yield image
+
+        parts: list[np.ndarray] = []
+        for rows in self.rows(noted()):
+            parts.append(rows)
+            if sum(map(len, parts)) == heights[0]:
+                yield np.concatenate(parts) if len(parts) > 1 else parts[0]
+                heights.popleft()
+                parts.clear()
+
+    def rows(
+        self, images: Iterable[np.ndarray], report: Callable[[int], None] = lambda inputs: None
+    ) -> Iterator[Float[np.ndarray, "rows width classes"]]:
+        """Class probabilities of each slice of each case in turn, some rows of it at a time.
+
+        A network of slices sees them at the training size, or in tiles of it; its probabilities are
+        interpolated linearly. A network of patches slides over a volume. Slices, tiles and patches
+        of several cases share a batch. Beside a case and two batches, memory holds what is blended:
+        of a picture, rows as many as a tile has; of a volume, slices as many as a patch has.
 
         Args:
           images: of each case `[depth, height, width, channels]`, uint8 or uint16.
+          report: called with the number of slices, tiles or patches that the network has done since
+            last time, before what it found in them is given out.
         """
         if len(self._input_size) == 3:
-            for image in images:
-                yield from self._slide(image, self._input_size)
-        elif self._tiles:
-            for image in images:
-                if max(image.shape[1:3]) > self._input_size[0]:
-                    yield from self._slide(image, (1, *self._input_size))
-                else:
-                    yield from self._resized([image])
-        else:
-            yield from self._resized(images)
+            for slices in self._blended(images, PATCH_OVERLAP, report):
+                yield from slices
+            return
+        all_slices = itertools.chain.from_iterable(images)
+        for in_tiles, of_kind in itertools.groupby(all_slices, self._needs_tiles):
+            if in_tiles:
+                yield from self._blended(of_kind, TILE_OVERLAP, report)
+            else:
+                yield from self._resized(of_kind, report)
+
+    def count_inputs(self, image: np.ndarray) -> int:
+        """How many slices, tiles or patches the network sees of a case."""
+        if len(self._input_size) == 3:
+            return len(window_starts(image.shape[:3], self._input_size, PATCH_OVERLAP))
+        if not self._needs_tiles(image[0]):
+            return len(image)
+        return len(image) * len(window_starts(image.shape[1:3], self._input_size, TILE_OVERLAP))
+
+    def blended_bytes(self, image: np.ndarray) -> int:
+        """Memory that blending takes for the tiles or patches of a case, beside the case itself."""
+        if len(self._input_size) == 2 and not self._needs_tiles(image[0]):
+            return 0
+        across = math.prod(image.shape[1:3]) if len(self._input_size) == 3 else image.shape[2]
+        return 4 * self._input_size[0] * across * (self._classes + 1)
 
     def labels(self, image: np.ndarray) -> UInt8[np.ndarray, "depth height width"]:
         """The most probable class of each voxel of a case `[depth, height, width, channels]`."""
-        return np.stack([p.argmax(-1).astype(np.uint8) for p in self.slices([image])])
+        rows = [p.argmax(-1).astype(np.uint8) for p in self.rows([image])]
+        return np.concatenate(rows).reshape(image.shape[:3])
 
-    def _resized(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def _needs_tiles(self, of_slice: np.ndarray) -> bool:
+        return self._tiles and max(of_slice.shape[:2]) > self._input_size[0]
+
+    def _resized(
+        self, slices: Iterable[np.ndarray], report: Callable[[int], None]
+    ) -> Iterator[np.ndarray]:
         inputs = (
-            (of_slice.shape[:2], resize_image(of_slice, self._slice_size))
-            for image in images
-            for of_slice in image
+            (of_slice.shape[:2], resize_image(of_slice, self._slice_size)) for of_slice in slices
         )
+        for (height, width), probabilities in self._in_batches(inputs, report):
+            for rows in _parts(height, width):
+                if len(rows) == height:
+                    yield resize_image(probabilities, (height, width))
+                else:
+                    yield resize_rows(probabilities, (height, width), rows)
+
+    def _blended(
+        self, images: Iterable[np.ndarray], overlap: float, report: Callable[[int], None]
+    ) -> Iterator[np.ndarray]:
+        """Blends tiles of pictures `[height, width, channels]`, or patches of volumes."""
+        size = self._input_size
+        windows = (
+            ((number, image.shape[: len(size)], start), fit_patch(image, start, size))
+            for number, image in enumerate(images)
+            for start in window_starts(image.shape[: len(size)], size, overlap)
+        )
+        of_windows = self._in_batches(windows, report)
+        for (_, shape), of_image in itertools.groupby(of_windows, lambda item: item[0][:2]):
+            yield from blend(shape, size, ((start, p) for (*_, start), p in of_image))
+
+    def _in_batches(
+        self, inputs: Iterable[tuple[Any, np.ndarray]], report: Callable[[int], None]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """Puts in the place of each input its probabilities, whatever stands beside it.
+
+        The next batch is put together while the network computes.
+        """
+        running: list[tuple[list[Any], list[Array]]] = []
         # the type says what the highest value is, so a batch has one
         for _, alike in itertools.groupby(inputs, key=lambda pair: pair[1].dtype):
-            for size, probabilities in self._in_batches(alike):
-                yield resize_image(probabilities, size)
+            while part := list(itertools.islice(alike, self._batch_size)):
+                # one compiled shape: the last batch is filled up
+                short = self._batch_size - len(part)
+                batch = np.stack([image for _, image in part] + [part[-1][1]] * short)
+                running.append(([beside for beside, _ in part], self._start(batch)))
+                if len(running) == 2:
+                    yield from self._finish(*running.pop(0), report)
+        for of_batch in running:
+            yield from self._finish(*of_batch, report)
 
-    def _in_batches(self, inputs: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple]:
-        """Puts in the place of each input its probabilities, whatever stands beside it."""
-        while part := list(itertools.islice(inputs, self._batch_size)):
-            # one compiled shape: the last batch is filled up
-            filled = [image for _, image in part] + [part[-1][1]] * (self._batch_size - len(part))
-            probabilities = self._average(np.stack(filled))
-            yield from ((place, p) for (place, _), p in zip(part, probabilities, strict=False))
+    def _start(self, images: np.ndarray) -> list[Array]:
+        return [self._network(self._variables, np.flip(images, axes)) for axes in self._flips]
 
-    def _average(self, images: np.ndarray) -> np.ndarray:
+    def _finish(
+        self, beside: list[Any], outputs: list[Array], report: Callable[[int], None]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
         mirrored = [
-            np.flip(np.asarray(self._network(self._variables, np.flip(images, axes))), axes)
-            for axes in self._flips
+            np.flip(np.asarray(output), axes)
+            for output, axes in zip(outputs, self._flips, strict=True)
         ]
-        return np.mean(mirrored, axis=0) if len(mirrored) > 1 else mirrored[0]
+        probabilities = np.mean(mirrored, axis=0) if len(mirrored) > 1 else mirrored[0]
+        report(len(beside))
+        yield from zip(beside, probabilities, strict=False)
 
-    def _slide(
-        self, image: np.ndarray, size: tuple[int, ...]
-    ) -> Iterator[Float[np.ndarray, "height width classes"]]:
-        """Blends patches that overlap by half, each weighted towards its middle."""
-        shape = image.shape[:3]
-        weights = gaussian_window(size)
-        # of the slices from `first` on: those above are done, those below not yet begun
-        first = 0
-        total = np.zeros((size[0], *shape[1:], self._classes), np.float32)
-        weight = np.zeros((size[0], *shape[1:], 1), np.float32)
-        patches = (
-            (start, fit_patch(image, start, size).reshape(*self._input_size, -1))
-            for start in window_starts(shape, size)
-        )
-        for start, of_patch in self._in_batches(patches):
-            done = start[0] - first
-            if done:
-                yield from total[:done] / weight[:done]
-                for buffer in (total, weight):
-                    buffer[:-done] = buffer[done:]
-                    buffer[-done:] = 0
-                first = start[0]
-            rows, columns = (
-                slice(s, min(s + n, whole))
-                for s, n, whole in zip(start[1:], size[1:], shape[1:], strict=True)
-            )
-            inside = np.s_[:, : rows.stop - rows.start, : columns.stop - columns.start]
-            total[:, rows, columns] += (weights * of_patch.reshape(*size, -1))[inside]
-            weight[:, rows, columns] += weights[inside]
-        left = shape[0] - first  # a patch may be deeper than the volume
-        yield from total[:left] / weight[:left]
+
+def blend(
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    windows: Iterable[tuple[tuple[int, ...], np.ndarray]],
+) -> Iterator[Float[np.ndarray, "part *rest classes"]]:
+    """Means of windows that overlap, each weighted towards its middle, part by part.
+
+    Args:
+      shape: of the whole, two or three axes.
+      size: of a window.
+      windows: where each starts, as `window_starts` orders them, and `[*size, classes]` of it.
+
+    Yields:
+      The whole along its first axis, in parts.
+    """
+    weights = gaussian_window(size)
+    # from `first` on: what lies above is done, what lies below not yet begun
+    first = 0
+    total = weight = np.empty(0)
+    for start, values in windows:
+        if not total.size:
+            total = np.zeros((size[0], *shape[1:], values.shape[-1]), np.float32)
+            weight = np.zeros((size[0], *shape[1:], 1), np.float32)
+        if done := start[0] - first:
+            for part in _parts(done, math.prod(shape[1:])):
+                yield total[part.start : part.stop] / weight[part.start : part.stop]
+            for buffer in (total, weight):
+                buffer[:-done] = buffer[done:]
+                buffer[-done:] = 0
+            first = start[0]
+        rest = [
+            slice(s, min(s + n, whole))
+            for s, n, whole in zip(start[1:], size[1:], shape[1:], strict=True)
+        ]
+        inside = (slice(None), *(slice(part.stop - part.start) for part in rest))
+        total[:, *rest] += (weights * values)[inside]
+        weight[:, *rest] += weights[inside]
+    # a window may be longer than the whole
+    for part in _parts(shape[0] - first, math.prod(shape[1:])):
+        yield total[part.start : part.stop] / weight[part.start : part.stop]
+
+
+def _parts(length: int, entry_pixels: int) -> Iterator[range]:
+    """Cuts `length` entries of so many pixels each into parts of bounded size."""
+    step = max(1, PART_PIXELS // entry_pixels)
+    for start in range(0, length, step):
+        yield range(start, min(start + step, length))
 
 
 def apply_network(
@@ -157,14 +262,16 @@ def apply_network(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def window_starts(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Where patches start so that they cover a volume and overlap by at least half."""
+def window_starts(
+    shape: tuple[int, ...], size: tuple[int, ...], overlap: float
+) -> list[tuple[int, ...]]:
+    """Where windows start that cover `shape` and overlap by that share of their size, or more."""
     axes = []
-    for whole, patch in zip(shape, size, strict=True):
-        room = max(0, whole - patch)
-        count = 1 + -(-room // max(1, patch // 2))
+    for whole, window in zip(shape, size, strict=True):
+        room = max(0, whole - window)
+        count = 1 + math.ceil(room / max(1, int(window * (1 - overlap))))
         axes.append(np.linspace(0, room, count).astype(int).tolist())
-    yield from itertools.product(*axes)
+    return list(itertools.product(*axes))
 
 
 def gaussian_window(size: tuple[int, ...]) -> Float[np.ndarray, "*size 1"]:

@@ -1,12 +1,14 @@
 """`python -m experiments.predict` on real files of every format."""
 
 import csv
+import gzip
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import nibabel
@@ -192,6 +194,56 @@ def test_damaged_files_are_named_and_the_others_done(skin, predict, shared_data,
     assert len(list((tmp_path / "out").rglob("*.png"))) == 197
     assert not [path for path in (tmp_path / "out").rglob(".*")]
     assert (tmp_path / "out/part1" / files[1].with_suffix(".png").name).exists()
+
+
+def nifti_header(shape, kind=np.uint8):
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(kind)
+    header["dim"][: len(shape) + 1] = (len(shape), *shape)
+    header["vox_offset"] = 352
+    return header.binaryblock + bytes(4)
+
+
+@pytest.mark.slow
+def test_no_bad_file_ends_a_batch(hippocampus, predict, tmp_path):
+    workdir, images = hippocampus
+    good = sorted(images.iterdir())[:3]
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    voxels = np.full((8, 8, 8), 7, np.uint8)
+    overlong = folder / ("n" * 251 + ".nii")  # its probabilities' name would be longer
+    undecodable = folder / os.fsdecode(b"caf\xe9.nii")
+    for path in (overlong, undecodable):
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+    contents = {
+        "negative.nii": nifti_header((-8, 9, 10)) + bytes(720),
+        "absurd.nii": nifti_header((32767,) * 6) + bytes(720),
+        "bomb.nii.gz": gzip.compress(nifti_header((30000, 30000, 5)) + bytes(100_000)),
+        "short.nii.gz": gzip.compress(nifti_header((300, 300, 300)) + bytes(100_000)),
+        "text.nii": b"no volume",
+        "nested.npz": b"PK" + bytes(100),
+        "picture.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * b"\x7f\xff\xff\xff" + b"\x08\0\0\0\0",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe.png")
+    bad = [overlong, folder / "pipe.png", tmp_path / "absent.png", Path("x" * 300 + ".nii")]
+    bad += [folder / name for name in contents]
+    inputs = [good[0], bad[0], undecodable, *bad[1:6], good[1], *bad[6:], good[2]]
+    flags = ("--checkpoint=last", "--probabilities")
+    code, errors, rows = predict(workdir, inputs, tmp_path / "out", *flags)
+    assert code == SOME_FAILED, errors
+    assert "Traceback" not in errors
+    assert len(rows) == len(inputs)
+    for path, row in zip(inputs, rows, strict=True):
+        shown = str(path).replace(os.fsdecode(b"\xe9"), "\\udce9")
+        assert row["input"] == shown
+        assert bool(row["error"]) == (path in bad), row
+        if path in bad:
+            assert f"not done: {shown}" in errors
+        else:
+            assert (tmp_path / "out" / path.name).is_file()
+    assert not [path for path in (tmp_path / "out").rglob(".*")]
 
 
 @pytest.mark.slow
