@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from experiments import flags
 from experiments.studies.design import Study
+from spectral_jax import allocator
 from spectral_jax.data.datasets.summary import PREPARE_AGAIN, SUMMARY_FILE
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.analysis import analyse_errors
@@ -238,7 +239,7 @@ def _start_worker(cores: Any) -> None:
 
 def default_jobs() -> int:
     """Runs at a time: one on an accelerator; on CPU one a core, as far as memory allows."""
-    if any(pathlib.Path("/dev").glob("nvidia[0-9]*")) or any(pathlib.Path("/dev").glob("accel*")):
+    if allocator.has_accelerator():
         return 1
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return max(1, min(len(os.sched_getaffinity(0)), int(free // GIBIBYTES_PER_RUN)))

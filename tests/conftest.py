@@ -3,7 +3,10 @@
 import os
 import pathlib
 
+from spectral_jax import allocator
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.update(allocator.environment())  # of the workers, and of the commands that tests start
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -15,3 +16,12 @@ def on_rows(
     """
     y = dense(x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], *y.shape[1:])
+
+
+def larger(x: Float[Array, "*shape"], y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The larger of two, element by element; NaN where either is; of equal ones the first.
+
+    The gradient of `jnp.maximum` compares both with the result. XLA may compute that result once
+    more, rounded otherwise: then neither is equal, and the gradient is lost.
+    """
+    return jnp.where((x >= y) | jnp.isnan(x), x, y)

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from spectral_jax.models.initializers import kernel_normal
-from spectral_jax.models.layers import on_rows
+from spectral_jax.models.layers import larger, on_rows
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -28,7 +28,7 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         left, centre, right = (
             lax.slice_in_dim(x, start, start + span, stride=2, axis=axis) for start in range(3)
         )
-        x = jnp.maximum(jnp.maximum(left, centre), right)
+        x = larger(larger(left, centre), right)
     return x
 
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from spectral_jax.models.initializers import kernel_normal
-from spectral_jax.models.layers import on_rows
+from spectral_jax.models.layers import larger, on_rows
 
 NORMS = ("batch", "group", "instance")
 
@@ -22,14 +23,15 @@ def max_pool(x: Float[Array, "batch *spatial channels"]) -> Float[Array, "batch 
     """Maximum over windows of two along each spatial axis, whose sizes must be even.
 
     A maximum of strided slices: the values of `nn.max_pool(x, (2, 2), (2, 2))`, while its gradient
-    avoids XLA's select-and-scatter, which is slow on CPU. Ties share the gradient.
+    avoids XLA's select-and-scatter, which is slow on CPU. Of equal values the first has the
+    gradient, as in PyTorch.
     """
     for axis in range(1, x.ndim - 1):
         even, odd = (
             x[tuple(slice(start, None, 2) if a == axis else slice(None) for a in range(x.ndim))]
             for start in (0, 1)
         )
-        x = jnp.maximum(even, odd)
+        x = larger(even, odd)
     return x
 
 
@@ -89,7 +91,8 @@ class ConvolutionBlock(nn.Module):
             else:
                 groups = self.features if self.norm == "instance" else min(32, self.features)
                 norm = nn.GroupNorm(num_groups=groups, epsilon=1e-5)
-            x = nn.relu(norm(x.astype(jnp.float32)).astype(self.dtype))
+            x = norm(x.astype(np.promote_types(self.dtype, np.float32)))
+            x = nn.relu(x.astype(self.dtype))
         return x
 
 
@@ -100,7 +103,8 @@ class UNet(nn.Module):
       num_classes: number of classes, background included.
       widths: channels of each level, finest first; the last is the bottleneck.
       norm: "batch", "group" (up to 32 groups) or "instance".
-      dtype: of the computation; parameters and logits are float32 all the same.
+      dtype: of the computation; parameters and logits are float32 all the same. For float64,
+        cast the variables too; the logits are float64 then.
     """
 
     num_classes: int
@@ -155,7 +159,7 @@ class UNet(nn.Module):
             x = jnp.concatenate([features[f"encoder{level}"], x], axis=-1)
             x = features[f"decoder{level}"] = block(width, f"decoder{level}")(x, train=train)
         head = nn.Dense(self.num_classes, kernel_init=kernel_normal, name="head")
-        logits = on_rows(head, x.astype(jnp.float32))
+        logits = on_rows(head, x.astype(np.promote_types(self.dtype, np.float32)))
 
         logits = logits[(slice(None), *(slice(size) for size in spatial))]
         return (logits, features) if return_features else logits

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import spectral_jax
+from spectral_jax import allocator
 from spectral_jax.data import datasets
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.files import read_json, write_json
@@ -182,6 +183,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "allocator": allocator.name(),
     }
 
 

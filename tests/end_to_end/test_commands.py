@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pytest
 
+from spectral_jax import allocator
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = "experiments/configs/tiny.py"
 
@@ -21,6 +23,7 @@ def run_command(mni152, data_dir, tmp_path_factory):
     """Runs `python -m experiments.COMMAND` to its end, or starts it."""
     cache = tmp_path_factory.mktemp("cache")
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "XLA_FLAGS": ""}
+    environment.pop("LD_PRELOAD", None)  # commands choose their allocator themselves
 
     def run(command, *arguments, wait=True):
         process = subprocess.Popen(
@@ -83,6 +86,8 @@ def test_training_makes_scores_and_a_report(finished):
     assert "grey matter" in output
     page = (workdir / "report.html").read_text()
     assert "white matter" in page
+    versions = json.loads((workdir / "versions.json").read_text())
+    assert versions["allocator"] == ("mimalloc" if allocator.environment() else allocator.name())
     assert re.search(r'(src|href)="https?:', page) is None
     assert (workdir / "versions.json").exists()
 
