@@ -54,7 +54,13 @@ def blobs(batch: int, size: int, classes: int) -> np.ndarray:
 class Ours:
     """The step as `experiments.train` runs it, without augmentation, and the network alone."""
 
-    def __init__(self, case: Case, spectral: str = "none", batch: int | None = None):
+    def __init__(
+        self,
+        case: Case,
+        spectral: str = "none",
+        batch: int | None = None,
+        accumulate: int = 1,
+    ):
         batch = batch or case.batch
         values = default_config()
         values.data.image_size = case.size
@@ -63,6 +69,7 @@ class Ours:
         values.objective.spatial = "dice_ce"
         values.objective.spectral = spectral
         values.train.batch_size = batch
+        values.train.accumulate = accumulate
         values.augment.flip = values.augment.quarter_turns = False
         for key in ("affine_probability", "contrast", "brightness", "gamma"):
             setattr(values.augment, key, 0.0)
@@ -86,6 +93,11 @@ class Ours:
         """One step; returns its loss."""
         self.state, metrics = self.program(self.state, self.batch)
         return float(jax.block_until_ready(metrics)["loss"])
+
+    @property
+    def temporary_gibibytes(self) -> float:
+        """Memory of the compiled step beside its arguments and results."""
+        return self.program.memory_analysis().temp_size_in_bytes / 2**30
 
     def predict(self) -> jax.Array:
         """Logits of the batch."""
@@ -121,6 +133,18 @@ def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
         shape = f"{case.name}, {case.batch} images"
         yield timing.compare(f"{shape}: training step", train, few, target="at least 1.0")
         yield timing.compare(f"{shape}: inference", predict, few, target=case.target_predict)
+        if case.batch % 2 == 0 and case.model == "unet":
+            yield from measure_accumulation(case, ours, few)
+
+
+def measure_accumulation(case: Case, whole: Ours, repetitions: int) -> Iterator[timing.Result]:
+    """The same batch at once and in two micro-batches: time and temporary memory."""
+    halves = Ours(case, accumulate=2)
+    sides = {"in two micro-batches": halves.train, "at once": whole.train}
+    what = f"{case.name}, {case.batch} images: step with accumulate=2"
+    yield timing.compare(what, sides, repetitions, target="at least 0.87")
+    for name, side in (("at once", whole), ("in two micro-batches", halves)):
+        yield timing.fact(f"{case.name}: temporary memory, {name}", side.temporary_gibibytes, "GiB")
 
 
 if __name__ == "__main__":
