@@ -151,7 +151,7 @@ DAMAGE = {
     "mask that is not black and white": (
         ("chasedb1", "CHASEDB1", r"Image_0[12].*"),
         lambda root: replace_by_picture(root / "Image_02L_1stHO.png", (999, 960), 2),
-        r"Image_02L_1stHO\.png: the mask holds 2",
+        r"Image_02L_1stHO\.png: the brightest value is 2",
     ),
     "two files for one case": (
         CVC,

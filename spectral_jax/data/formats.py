@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from PIL import Image, ImageColor
 
-from spectral_jax.data import headers, volumes
+from spectral_jax.data import headers, pictures, volumes
 from spectral_jax.data.volumes import DataError, Spacing, named
 from spectral_jax.files import written_whole
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+PICTURE_ENDINGS = pictures.ENDINGS
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ARRAY_ENDINGS = (".h5", ".hdf5", ".npz")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
@@ -43,6 +43,7 @@ class Scan:
       spacing_mm: `(depth, height, width)` of a voxel, or None where unknown.
       kind: "picture", "nifti", "arrays" or "dicom".
       modality: of DICOM, such as "CT"; "" where the file does not tell.
+      notes: what was read otherwise than it is stored, for a person to know.
       write_labels: writes class numbers `[depth, height, width]` to a path without an ending, in
         the classes given as names and colours, and returns the files.
       write_probabilities: writes `[depth, height, width, classes]` and returns the file.
@@ -59,6 +60,7 @@ class Scan:
         [Float[np.ndarray, "depth height width classes"], pathlib.Path], pathlib.Path
     ]
     modality: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_scan(
@@ -144,24 +146,27 @@ def _beside(stem: pathlib.Path, ending: str) -> pathlib.Path:
 
 
 def _read_picture(path: pathlib.Path) -> Scan:
-    image = volumes.read_image(path)
-    with named(path, "picture"), headers.open_picture(path) as file:
-        pages = getattr(file, "n_frames", 1)
-        resolution = {"dpi": file.info["dpi"]} if "dpi" in file.info else {}
-    if pages != 1:
-        raise DataError(f"{path}: holds {pages} pages; expected one picture in a file")
+    picture = pictures.read_picture(path)
+    resolution = {"dpi": picture.dpi} if picture.dpi else {}
 
     def write_labels(labels, stem, classes, colors):
         target = _beside(stem, labels_ending(path))
-        picture = Image.fromarray(labels[0])
+        mask = Image.fromarray(labels[0])
         with written_whole(target) as temporary:
             if target.suffix == ".gif":  # its format would put the numbers of the colours anew
-                picture.save(temporary, optimize=False)
+                mask.save(temporary, optimize=False)
             else:
-                picture.save(temporary, **resolution)
+                mask.save(temporary, **resolution)
         return [target]
 
-    return Scan(image[None], None, "picture", write_labels, _write_npz_probabilities)
+    return Scan(
+        picture.pixels[None],
+        None,
+        "picture",
+        write_labels,
+        _write_npz_probabilities,
+        notes=picture.notes,
+    )
 
 
 def _write_npz_probabilities(probabilities, stem):

@@ -32,15 +32,27 @@ def open_picture(file: Path | IO[bytes]) -> Iterator[Image.Image]:
     Raises:
       TooLargeError: if its pixels take more than the limit.
     """
+    with contextlib.ExitStack() as opened:
+        # not by its name: Pillow maps such a file into memory, and turns some TIFF wrongly then
+        stream = opened.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        with _without_pillow_limit() as pillow_limit:
+            image = opened.enter_context(Image.open(stream, formats=PICTURE_FORMATS))
+        pixels = math.prod(image.size)
+        limits.check_bytes(str(file), pixels * BYTES_OF_MODE.get(image.mode, 4))
+        if pillow_limit and pixels > pillow_limit:
+            with _without_pillow_limit():
+                image.load()  # TIFF asks for the limit once more
+        yield image
+
+
+@contextlib.contextmanager
+def _without_pillow_limit() -> Iterator[int | None]:
     with _PILLOW_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(file, formats=PICTURE_FORMATS)
+            yield limit
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        limits.check_bytes(str(file), math.prod(image.size) * BYTES_OF_MODE.get(image.mode, 4))
-        yield image
 
 
 def check_nifti(path: Path) -> None:

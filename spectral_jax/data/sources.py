@@ -34,7 +34,7 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a prepared data set says of itself; older ones leave the last four fields empty.
+    """What a prepared data set says of itself; older ones leave the last fields empty.
 
     Attributes:
       name: of the data set.
@@ -46,6 +46,7 @@ class DatasetInfo:
       licence: as far as known.
       axes: those of a NIfTI file that became depth, height and width.
       volume: which one was taken of NIfTI files that hold several; None if each holds one.
+      bits: how many bits the values of 16-bit pictures used before they were stored in full range.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DatasetInfo:
     licence: str = ""
     axes: tuple[int, ...] = ()
     volume: int | None = None
+    bits: int = 16
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -132,6 +134,7 @@ class Split:
             licence=builder.info.redistribution_info.license,
             axes=tuple(metadata.get("axes", ())),
             volume=metadata.get("volume"),
+            bits=metadata.get("bits", 16),
         )
         # pictures stay PNG bytes here: tensorflow-datasets decodes 16 bit with OpenCV only
         skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}

@@ -1,4 +1,4 @@
-"""Files of raw data as arrays: pictures, NIfTI, HDF5 and npz; and how intensities are scaled.
+"""Files of raw data as arrays: NIfTI, HDF5 and npz; and how intensities are scaled.
 
 Volumes are `[depth, height, width]`, which are the last, the second and the first axis of a NIfTI
 file: the order in which SimpleITK returns them. Nothing is resampled or turned, so that a voxel
@@ -48,50 +48,6 @@ def named(path: Path, kind: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"{error.filename or path}: {error.strerror}") from error
         raise DataError(f"{path}: damaged, or no {kind}: {error}") from error
-
-
-def read_image(path: Path) -> Num[np.ndarray, "height width channels"]:
-    """Returns a picture as uint8 or uint16, with 1 or 3 channels."""
-    with named(path, "picture"), headers.open_picture(path) as file:
-        mode = file.mode
-        if mode == "F":
-            raise DataError(f"{path}: a picture of 32-bit floats; expected 8 or 16 bit: save it so")
-        if mode == "1":
-            mode = "L"
-        elif mode != "L" and not mode.startswith("I"):
-            mode = "RGB"  # palettes, transparency, CMYK
-        array = np.asarray(file.convert(mode))
-    if array.dtype == np.int32:  # Pillow opens some 16-bit files as 32-bit
-        if array.min() < 0 or array.max() > 65535:
-            raise DataError(f"{path}: values beyond 16 bit: {array.min()} ... {array.max()}")
-        array = array.astype(np.uint16)
-    return array if array.ndim == 3 else array[..., None]
-
-
-def read_mask(path: Path, threshold: int = -1) -> Num[np.ndarray, "height width"]:
-    """Returns the values of a mask, or from 0 up whether they are above `threshold`, as uint8.
-
-    The numbers of a palette are its classes; of a colour mask the first channel is taken.
-    """
-    with named(path, "picture"), headers.open_picture(path) as image:
-        array = np.asarray(image.convert("L") if image.mode == "1" else image)
-    if array.ndim == 3:
-        array = array[..., 0]
-    if threshold >= 0:
-        return (array > threshold).astype(np.uint8)
-    return as_label(array, path)
-
-
-def read_binary_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
-    """Returns 1 where a mask is white: masks of 0 and 1, of 0 and 255, and those in between.
-
-    JPEG rings and resizing blurs, so that masks of 0 and 255 hold greys; they are cut at 127.
-    """
-    mask = read_mask(path)
-    highest = int(mask.max())
-    if 1 < highest < 128:
-        raise DataError(f"{path}: the mask holds {highest}; expected black and white, 0/1 or 0/255")
-    return (mask > (127 if highest > 1 else 0)).astype(np.uint8)
 
 
 def read_nifti(

@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 
 from spectral_jax import limits
 from spectral_jax.data import formats, volumes
-from spectral_jax.data.datasets.builder import run_ahead
 from spectral_jax.data.formats import Scan
+from spectral_jax.data.parallel import run_ahead
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import DataError
 from spectral_jax.evaluation.predict import Predictor
@@ -43,10 +43,12 @@ class Source:
     Attributes:
       files: one, or those of a DICOM series.
       name: of what is written, without an ending: folders stay as they are below the input.
+      reason: why it cannot be done; "" if nothing is known against it.
     """
 
     files: tuple[pathlib.Path, ...]
     name: str
+    reason: str = ""
 
     @property
     def targets(self) -> tuple[str, ...]:

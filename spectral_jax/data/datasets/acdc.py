@@ -14,7 +14,8 @@ from pathlib import Path
 
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Partner
-from spectral_jax.data.volumes import DataError, read_mask
+from spectral_jax.data.pictures import read_mask
+from spectral_jax.data.volumes import DataError
 
 VALIDATION = {2, 19, 28, 30, 39, 45, 78, 82, 85, 87}
 TEST = {1, 7, 8, 11, 13, 22, 24, 33, 52, 59, 64, 65, 66, 68, 75, 80, 81, 83, 84, 93}

@@ -7,19 +7,16 @@ without TensorFlow): memory holds a few cases, however large the set is. Beside 
 summary, the checksums of what was read and a contact sheet.
 """
 
-import collections
 import dataclasses
 import hashlib
 import inspect
 import io
 import json
 import logging
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,14 +27,13 @@ from spectral_jax.data.datasets import splits as splitting
 from spectral_jax.data.datasets import summary
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
 from spectral_jax.data.datasets.staging import staging
+from spectral_jax.data.parallel import available_cores, run_ahead
+from spectral_jax.data.pictures import as_stored
 from spectral_jax.data.volumes import DataError
 
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 RECORDS_PER_SHARD = 1000
 PNG_LEVEL = 3  # of zlib: half a per cent larger than the highest, and several times faster
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def prepare(
@@ -155,8 +151,6 @@ def _write(
     options: Mapping[str, Any],
 ) -> pathlib.Path:
     """Writes records and what lies beside them, and returns their folder."""
-    for remark in summary.remarks(found):
-        logging.getLogger(__name__).warning("%s: %s", dataset.name, remark)
     folder = data_dir / dataset.name / name / VERSION
     folder.mkdir(parents=True)
     first = next(case for split in found.splits.values() for case in split).load()
@@ -176,6 +170,7 @@ def _write(
             encode = partial(
                 encode_case,
                 channels=channels,
+                bits=dataset.bits,
                 dtype=dtype,
                 classes=dataset.classes or (),
                 tile=found.tile if split == "train" else 0,
@@ -189,7 +184,8 @@ def _write(
                     picture.write_bytes(case.instances)
                 bar.update()
     writer.close_all()
-    summary.write(folder, dataset, found, statistics, root, options)
+    for remark in summary.write(folder, dataset, found, statistics, root, options):
+        logging.getLogger(__name__).warning("%s: %s", dataset.name, remark)
     return folder
 
 
@@ -229,33 +225,9 @@ def _dataset_info(
             intensity=dataset.intensity,
             axes=list(dataset.axes),
             volume=dataset.volume,
+            bits=dataset.bits,
         ),
     )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def run_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """Yields `function(item)` in order, while threads work on the next ones, one item each."""
-    with ThreadPoolExecutor(threads) as pool:
-        running: collections.deque[Future[Result]] = collections.deque()
-        try:
-            for item in items:
-                running.append(pool.submit(function, item))
-                if len(running) == threads:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,11 +240,12 @@ class EncodedCase:
 
 
 def encode_case(
-    case: Case, *, channels: int, dtype: np.dtype, classes: tuple[str, ...], tile: int
+    case: Case, *, channels: int, bits: int, dtype: np.dtype, classes: tuple[str, ...], tile: int
 ) -> EncodedCase:
     """Loads and checks a case and encodes its slices, or its tiles, in order."""
     loaded = case.load()
-    check_case(case, loaded, channels, dtype, classes)
+    loaded = loaded._replace(image=as_stored(loaded.image, channels, bits, case.files[0]))
+    check_case(case, loaded, dtype, classes)
     spacing_mm = np.array(loaded.spacing_mm or (np.nan,) * 3, np.float32)
     slices = [
         piece
@@ -294,19 +267,13 @@ def encode_case(
     return EncodedCase(records, instances, summary.measure(case, loaded, labels, len(classes)))
 
 
-def check_case(
-    case: Case, loaded: Loaded, channels: int, dtype: np.dtype, classes: tuple[str, ...]
-) -> None:
+def check_case(case: Case, loaded: Loaded, dtype: np.dtype, classes: tuple[str, ...]) -> None:
     """Raises DataError, naming the file, unless image and label are usable."""
     image, label = loaded.image, loaded.label
     if image.ndim != 4 or label.ndim != 3 or image.shape[:3] != label.shape:
         raise DataError(
             f"{case.files[-1]}: the image is {'x'.join(map(str, image.shape[:3]))} (depth, height, "
             f"width) and its mask {'x'.join(map(str, label.shape))}; they must be of one size"
-        )
-    if image.shape[3] != channels:
-        raise DataError(
-            f"{case.files[0]}: the image has {image.shape[3]} channels, the data set {channels}"
         )
     if image.dtype != dtype or dtype not in (np.uint8, np.uint16):
         raise DataError(
@@ -318,7 +285,9 @@ def check_case(
         path = case.files[-len(label) :][index] if by_slice else case.files[-1]
         raise DataError(
             f"{path}: the mask holds the value {label[index].max()}, but there are {len(classes)} "
-            f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(classes))}"
+            f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(classes))}. It holds "
+            f"{', '.join(map(str, np.unique(label[index])))}; where other values stand for classes "
+            "(data set folder), give each its colour in classes.txt, such as 'liver #808080'"
         )
 
 

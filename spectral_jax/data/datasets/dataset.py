@@ -27,12 +27,15 @@ class Loaded(NamedTuple):
       label: `[depth, height, width]`, uint8 class numbers.
       spacing_mm: `(depth, height, width)` of a voxel, or None where unknown.
       instances: `[height, width]`, uint16: a number for each object of a picture, where known.
+      notes: what was read otherwise than it is stored, for a person to know; the same words for
+        the same thing, so that cases can be counted.
     """
 
     image: np.ndarray
     label: np.ndarray
     spacing_mm: Spacing | None = None
     instances: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Dataset:
       description: one sentence.
       modality: such as "T1 MRI".
       channels: 1 or 3; None if the files tell.
+      bits: how many bits the values of its 16-bit pictures use; they are stored in full range.
       classes: names, background first; None if the files tell.
       licence: as far as known.
       source: where to get the files, and which of them go where.
@@ -126,6 +130,7 @@ class Dataset:
     intensity: str = "identity"
     axes: tuple[int, int, int] = (2, 1, 0)
     volume: int | None = None
+    bits: int = 16
     test: str = "as in the folder"
     partners: tuple[Partner, ...] = ()
     needs_root: bool = True

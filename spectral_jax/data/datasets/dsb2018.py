@@ -12,7 +12,8 @@ import numpy as np
 
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded, Partner
-from spectral_jax.data.volumes import DataError, read_binary_mask, read_image
+from spectral_jax.data.pictures import read_binary_mask, read_image
+from spectral_jax.data.volumes import DataError
 
 OFFICIAL = 670
 
@@ -37,8 +38,7 @@ def read(root: Path, domain: str = "all") -> Found:
 
 def is_grey(path: Path) -> bool:
     """Whether a picture has no colour, as those of fluorescence."""
-    image = read_image(path)
-    return bool((image == image[..., :1]).all())
+    return read_image(path).shape[-1] == 1
 
 
 def _load(image_path: Path, mask_paths: list[Path]) -> Loaded:

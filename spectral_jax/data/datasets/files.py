@@ -1,13 +1,15 @@
 """Finding the files of a data set, and cases made of them."""
 
+import codecs
 import re
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from spectral_jax.data import volumes
+from spectral_jax.data import pictures, volumes
 from spectral_jax.data.datasets.dataset import Case, Loaded
 from spectral_jax.data.volumes import DataError
 
@@ -19,17 +21,36 @@ PICTURE = r"(?:png|jpe?g|tiff?|bmp|gif)"
 def find(folder: Path, pattern: str) -> dict[str, Path]:
     """Files whose path below `folder` matches a regular expression as a whole, by its groups.
 
-    Other files are of no interest; two files of one name are an error.
+    The ending counts in lower case. Other files are of no interest; two of one name are an error.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        match = re.fullmatch(pattern, path.relative_to(folder).as_posix())
-        if match and path.is_file():
+    for path in visible_files(folder):
+        place = plain(path.relative_to(folder).as_posix())
+        place = re.sub(r"(\.nii|\.npy)?\.\w+$", lambda ending: ending[0].lower(), place, flags=re.I)
+        if match := re.fullmatch(pattern, place):
             name = "_".join(match.groups())
             if name in found:
                 raise DataError(f"{path}: a second file for {name!r}, beside {found[name]}")
             found[name] = path
     return found
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Files below a folder in order, but for those that systems and notebooks hide there."""
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if not hidden and path.is_file():
+            yield path
+
+
+def plain(name: str) -> str:
+    """A name with its accents composed (NFC), as macOS does not always write it.
+
+    >>> plain("La\u0308sion") == "L\u00e4sion"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def first_folder(root: Path, *choices: str) -> Path | None:
@@ -43,9 +64,30 @@ def missing_layout(root: Path, *expected: str) -> DataError:
 
 
 def read_list(path: Path) -> list[str]:
-    """Names, one a line; their file's ending does not count."""
-    lines = path.read_text().split()
-    return [line.removesuffix(Path(line).suffix) for line in lines]
+    """Names, one a line; the ending of a picture does not count."""
+    return [re.sub(rf"\.{PICTURE}$", "", name, flags=re.I) for name in read_text(path).split()]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, UTF-16 or, as older Windows writes it, Latin-1.
+
+    Raises:
+      DataError: if the file is not there, or no text.
+    """
+    with volumes.named(path, "text file"):
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = content.decode("utf-16")
+        elif content[1:2] == b"\0" or content[:1] == b"\0":  # without a mark of its order
+            text = content.decode("utf-16-be" if content[:1] == b"\0" else "utf-16-le")
+        else:
+            try:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                text = content.decode("cp1252", errors="replace")
+        if "\0" in text:
+            raise DataError(f"{path}: no text; expected UTF-8")
+    return plain(text)
 
 
 def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, Pair]:
@@ -74,7 +116,7 @@ def group_slices(files: Mapping[str, Path]) -> dict[str, list[Path]]:
 
 
 def picture_case(
-    name: str, *pairs: Pair, group: str = "", read_mask: ReadMask = volumes.read_binary_mask
+    name: str, *pairs: Pair, group: str = "", read_mask: ReadMask = pictures.read_binary_mask
 ) -> Case:
     """A case of one picture, or of pictures that are the slices of a volume."""
     images, masks = zip(*pairs, strict=True)
@@ -84,17 +126,31 @@ def picture_case(
 def _load_pictures(pairs: Sequence[Pair], read_mask: ReadMask) -> Loaded:
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
+    notes: dict[str, None] = {}
     for image_path, mask_path in pairs:
-        image, mask = volumes.read_image(image_path), read_mask(mask_path)
+        picture, mask = pictures.read_picture(image_path), read_mask(mask_path)
+        image = picture.pixels
+        if picture.turned and mask.shape == image.shape[1::-1] != image.shape[:2]:
+            raise DataError(
+                f"{mask_path}: the mask fits {image_path.name} as it is stored, but viewers turn "
+                "that by its EXIF orientation, and so is it read; turn the mask as well, or remove "
+                "the orientation from the image (exiftool -Orientation= FILE)"
+            )
         check_size(image[..., 0], image_path, mask, mask_path)
-        if images and image.shape != images[0].shape:
+        notes |= dict.fromkeys(picture.notes)
+        if images and image.shape[:2] != images[0].shape[:2]:
             raise DataError(
                 f"{image_path}: {image.shape}, but {pairs[0][0].name} of the same case is "
                 f"{images[0].shape}; slices of a volume have one size"
             )
         images.append(image)
         masks.append(mask)
-    return Loaded(np.stack(images), np.stack(masks))
+    channels = max(image.shape[-1] for image in images)
+    images = [
+        pictures.fit_channels(image, channels, path)
+        for image, (path, _) in zip(images, pairs, strict=True)
+    ]
+    return Loaded(np.stack(images), np.stack(masks), notes=tuple(notes))
 
 
 def array_case(name: str, *files: Path, group: str = "") -> Case:

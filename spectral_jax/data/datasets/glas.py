@@ -13,7 +13,8 @@ import numpy as np
 
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded, Partner
-from spectral_jax.data.volumes import DataError, read_image, read_mask
+from spectral_jax.data.pictures import read_image, read_mask
+from spectral_jax.data.volumes import DataError
 
 NAME = r"(?:train|testA|testB)_\d+"
 

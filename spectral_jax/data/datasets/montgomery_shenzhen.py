@@ -12,7 +12,8 @@ import numpy as np
 
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded, Partner
-from spectral_jax.data.volumes import DataError, read_binary_mask, read_image
+from spectral_jax.data.pictures import read_binary_mask, read_image
+from spectral_jax.data.volumes import DataError
 
 PREFIX = {"montgomery": "MCU", "shenzhen": "CHN", "both": "(?:MCU|CHN)"}
 OFFICIAL = {"montgomery": 138, "shenzhen": 566, "both": 138 + 566}
@@ -50,7 +51,7 @@ def _load(image_path: Path, mask_paths: list[Path]) -> Loaded:
         mask = read_binary_mask(path)
         files.check_size(image[..., 0], image_path, mask, path)
         label |= mask
-    return Loaded(image[None, ..., :1], label[None])  # a grey picture may be stored in colour
+    return Loaded(image[None], label[None])
 
 
 DATASET = Dataset(

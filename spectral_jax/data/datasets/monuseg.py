@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded, Partner
-from spectral_jax.data.volumes import DataError, named, read_image
+from spectral_jax.data.pictures import read_image
+from spectral_jax.data.volumes import DataError, named
 
 PATIENT_LETTERS = 12  # of TCGA-B0-5710-01Z-00-DX1
 MARGIN = 5  # pixels by which an outline may cross the border

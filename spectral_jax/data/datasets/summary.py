@@ -36,6 +36,7 @@ class CaseStatistics:
       class_voxels: how many of each class.
       present: `[records, classes]`, whether a record holds a class.
       checksums: SHA-256 of each file.
+      notes: of the case as it was loaded.
     """
 
     name: str
@@ -45,6 +46,7 @@ class CaseStatistics:
     class_voxels: np.ndarray
     present: np.ndarray
     checksums: Mapping[Path, str]
+    notes: tuple[str, ...] = ()
 
 
 Statistics = dict[str, list[CaseStatistics]]
@@ -64,6 +66,7 @@ def measure(
         class_voxels=np.bincount(loaded.label.ravel(), minlength=classes),
         present=np.array(counts) > 0,
         checksums={path: _checksum(path) for path in case.files},
+        notes=loaded.notes,
     )
 
 
@@ -81,6 +84,32 @@ def remarks(found: Found) -> list[str]:
     return [*part, *found.notes]
 
 
+def observations(statistics: Statistics, classes: Sequence[str]) -> list[str]:
+    """What a user should know of the cases as they were read."""
+    cases = [case for split in statistics.values() for case in split]
+    notes: dict[str, list[str]] = {}
+    for case in cases:
+        for note in case.notes:
+            notes.setdefault(note, []).append(case.name)
+    lines = [
+        f"{note} ({len(names)} of {len(cases)} cases, such as {names[0]})"
+        for note, names in notes.items()
+    ]
+    for split, members in {"": cases, " of the train split": statistics.get("train", ())}.items():
+        if members:
+            voxels = np.sum([case.class_voxels for case in members], axis=0)
+            absent = [
+                name for name, count in list(zip(classes, voxels, strict=True))[1:] if not count
+            ]
+            if absent:
+                lines.append(
+                    f"no mask{split} holds {', '.join(absent)}: there is nothing to learn of it; "
+                    "look whether the masks, their values and their format are as expected"
+                )
+                break
+    return lines
+
+
 def write(
     folder: Path,
     dataset: Dataset,
@@ -88,8 +117,9 @@ def write(
     statistics: Statistics,
     root: Path | None,
     options: Mapping[str, Any],
-) -> None:
-    """Writes the three files."""
+) -> list[str]:
+    """Writes the three files, and returns the remarks."""
+    notes = [*remarks(found), *observations(statistics, dataset.classes or ())]
     lines = _checksum_lines(statistics, root)
     (folder / CHECKSUMS_FILE).write_text("".join(lines))
     summary = {
@@ -100,7 +130,7 @@ def write(
         "intensity": dataset.intensity,
         "licence": dataset.licence,
         "official_cases": found.official,
-        "remarks": remarks(found),
+        "remarks": notes,
         "splits": {
             name: _describe(cases, dataset.classes or ()) for name, cases in statistics.items()
         },
@@ -111,6 +141,7 @@ def write(
     }
     write_json(folder / SUMMARY_FILE, summary)
     contact_sheet(folder, statistics).save(folder / SHEET_FILE, compress_level=1)
+    return notes
 
 
 def read_options(folder: Path) -> dict[str, Any]:
