@@ -184,6 +184,14 @@ SAMPLES = {
         group=lambda case: case[:10],
         remark="a part of the official set: 6 of 200 cases",
     ),
+    "sunnybrook": Sample(
+        *("sunnybrook", "Sunnybrook", {"train": 12, "validation": 2, "test": 6}),
+        label=lambda root, case: white(next(root.rglob(f"Labels/*/{case}.dcm.png"))),
+        image=lambda root, case: picture(next(root.rglob(f"Images/*/{case}.dcm.png")))[..., 0],
+        files=r".*SC-[A-Z-]+-0[1239]-IM.*",
+        group=lambda case: case.partition("-IM")[0],
+        remark="a part of the official set: 20 of 805 cases",
+    ),
     "synapse from TransUNet's files": Sample(
         *("synapse", "TotalSegmentator_CT/transunet_format", {"train": 1, "test": 1}),
         label=lambda root, case: h5(root / "test_vol_h5/case9001.npy.h5", "label")[
@@ -219,7 +227,10 @@ def test_prepared_is_what_the_files_hold(name, shared_data, tmp_path):
     groups = {}
     for split_name, described in summary["splits"].items():
         split = Split(folder, split_name)
-        groups[split_name] = {sample.group(case) for case in split.cases}
+        groups[split_name] = {split.groups[case] for case in split.cases}
+        expected = {sample.group(case) for case in split.cases}
+        pairs = {(split.groups[case], sample.group(case)) for case in split.cases}
+        assert len(pairs) == len(groups[split_name]) == len(expected)
         voxels = np.zeros(len(split.info.classes))
         for case in split.cases:
             volume = split.volume(case)

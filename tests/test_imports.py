@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "models": {"models"},
     "data": {"data"},
     "training": {"losses", "metrics", "models", "data", "training"},
-    "evaluation": {"losses", "metrics", "models", "data", "training", "evaluation"},
+    "evaluation": {"losses", "metrics", "models", "data", "training", "evaluation", "studies"},
+    "studies": {"studies"},
     "reporting": {"reporting"},
 }
 HOMES = {

@@ -129,7 +129,8 @@ def test_summary_averages_cases_then_classes():
 def test_one_row_per_foreground_class():
     rows = score_case(PREDICTION, TRUTH, 5)
     assert len(rows) == 4
-    assert set(rows[0]) == {*METRICS, "true_voxels", "predicted_voxels"}
+    counts = {"true_voxels", "predicted_voxels", "confused_voxels"}
+    assert set(rows[0]) == {*METRICS, *counts}
     assert rows[1]["dice"] == pytest.approx(2 / 3)
     assert math.isnan(rows[3]["dice"])
     assert all(type(value) in (int, float) for row in rows for value in row.values())
@@ -149,7 +150,9 @@ def test_ignored_voxels_are_in_neither_mask(rng):
         assert row["dice"] == pytest.approx(2 * (p & t).sum() / (p.sum() + t.sum()), abs=1e-12)
         assert row["precision"] == pytest.approx((p & t).sum() / p.sum(), abs=1e-12)
         masks = [(labels == label) & ~hole for labels in (prediction, truth)]
-        assert row == score_mask(*masks, spacing=(2.0, 1.0, 1.0))
+        others = prediction[~hole][t]
+        confused = {"confused_voxels": ((others > 0) & (others != label)).sum()}
+        assert row == score_mask(*masks, spacing=(2.0, 1.0, 1.0)) | confused
     with pytest.raises(ValueError, match="labels from 0 to 255"):
         score_case(prediction, np.where(hole, 255, truth), 3)
 

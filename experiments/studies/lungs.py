@@ -1,30 +1,31 @@
-r"""Lungs in chest X-rays: trained on Shenzhen, tested on Montgomery County too.
+r"""Lungs in chest X-rays: trained on Shenzhen, tested on Montgomery County too. Not registered.
 
-python -m experiments.study --study=experiments/studies/lungs.py --small \
+python -m experiments.study --study=experiments/studies/lungs.py \
     --raw=montgomery_shenzhen=CHEST_XRAYS --workdir=studies/lungs
 """
 
-from experiments.studies.design import SMALL_LIMITS, SPECTRAL, Study, make_arms
+from experiments.studies.design import SPECTRAL, Study, make_arms
 from spectral_jax.training.config import default_config
 
 
-def get_study(small: bool) -> Study:
+def get_study() -> Study:
     config = default_config()
     config.data.name = "montgomery_shenzhen"
     config.data.options.site = "shenzhen"
-    config.data.image_size = 64 if small else 256
-    config.model.options.widths = (8, 16, 32, 64) if small else (32, 64, 128, 256, 512)
+    config.data.image_size = 256
+    config.model.options.widths = (32, 64, 128, 256, 512)
     config.augment.quarter_turns = False
     config.objective.spatial = "dice_ce"
     config.optim.name = "adamw"
     config.optim.learning_rate = 2e-3
-    config.train.batch_size = 4 if small else 8
+    config.train.batch_size = 8
     config.train.epochs = 40.0
     config.train.validate_every = 4.0
     return Study(
         title="Lungs in chest X-rays, Shenzhen to Montgomery",
         config=config,
-        arms=make_arms(("none", "midband", "mcc") if small else tuple(SPECTRAL), seeds=3),
+        arms=make_arms(tuple(SPECTRAL)),
+        seeds=range(5),
         on=("montgomery_shenzhen",),
-        limits=SMALL_LIMITS if small else {},
+        measurements={"evaluation": {}, "calibration": {}, "robustness": {}},
     )

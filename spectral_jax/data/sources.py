@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,7 @@ class Split:
     Attributes:
       name: of the split.
       info: of the data set.
+      groups: the patient or video that each case belongs to.
     """
 
     def __init__(self, folder: pathlib.Path, name: str):
@@ -124,6 +125,7 @@ class Split:
         self.name = name
         self._folder = folder
         metadata = builder.info.metadata
+        self.groups: Mapping[str, str] = metadata["groups"]
         self.info = DatasetInfo(
             name=builder.name,
             modality=metadata["modality"],

@@ -18,6 +18,7 @@ from spectral_jax.metrics.calibration import (
     BINS,
     Bins,
     CalibrationSums,
+    accuracy,
     ace,
     brier,
     calibration_sums,
@@ -27,6 +28,7 @@ from spectral_jax.metrics.calibration import (
     nll,
     scale_temperature,
 )
+from spectral_jax.metrics.ranking import ranking_counts, recall_at_true_volume
 from spectral_jax.training import distributed
 from spectral_jax.training.run import TrainedModel
 
@@ -53,7 +55,9 @@ def measure_calibration(
 
     `calibration/<dataset>-<split>.json` holds, for all pixels and for the dilated union of truth
     and prediction, as trained and with the temperature: ECE, ACE, MCE, Brier score, NLL, the first
-    three by class, and the reliability diagram of the top label; and a row for each case.
+    three by class, and the reliability diagram of the top label; and a row for each case, where
+    `ece_truth` and `accuracy_truth` are of the dilated truth, pixels that all networks share. Each
+    row of `ranking` has the recall of a case and class at the true volume.
 
     Args:
       trained: the network.
@@ -81,24 +85,34 @@ def measure_calibration(
     keys = [(region, state) for region in REGIONS for state in STATES]
     nothing = calibration_sums(np.empty((0, len(classes))), np.empty(0, int))
     totals = dict.fromkeys(keys, nothing)
-    rows = []
+    rows, ranking = [], []
     # processes take turns, as when they evaluate
     index, count = jax.process_index(), jax.process_count()
     quiet = not (distributed.is_first() and sys.stderr.isatty())
     for name in tqdm(chosen[index::count], unit="case", desc="calibration", disable=quiet):
         volume = cases.volume(name)
         of_case = dict.fromkeys(keys, nothing)
+        around_truth = dict.fromkeys(STATES, nothing)
+        ranks = dict.fromkeys(cases.scored, 0)
         predicted = predictor.slices([volume.image])
         for probabilities, truth in zip(predicted, volume.label, strict=True):
             as_trained = cases.restrict_probabilities(probabilities)
             scaled = cases.restrict_probabilities(scale_temperature(probabilities, temperature))
             near = dilated_union(as_trained.argmax(-1), truth)
+            around = dilated_union(truth, truth)
+            for label in ranks:
+                ranks[label] += ranking_counts(as_trained[..., label], truth == label)
             for state, of_state in zip(STATES, (as_trained, scaled), strict=True):
+                around_truth[state] += calibration_sums(of_state, truth, around)
                 of_case["all", state] += calibration_sums(of_state, truth)
                 of_case["dilated_union", state] += calibration_sums(of_state, truth, near)
         for key in keys:
             totals[key] += of_case[key]
         everywhere, union = (of_case[region, "as_trained"] for region in REGIONS)
+        before, after = (around_truth[state] for state in STATES)
+        for label, counts in ranks.items():
+            recall = recall_at_true_volume(counts)
+            ranking.append({"case": name, "class": classes[label], "recall_at_true_volume": recall})
         rows.append(
             {
                 "case": name,
@@ -106,11 +120,17 @@ def measure_calibration(
                 "ece_union": ece(union.top_label),
                 "brier": brier(everywhere),
                 "nll": nll(everywhere),
+                "ece_truth": ece(before.top_label),
+                "ece_truth_scaled": ece(after.top_label),
+                "accuracy_truth": accuracy(after.top_label),
             }
         )
     place = {name: position for position, name in enumerate(chosen)}
-    rows = [row for part in distributed.gather(rows) for row in part]
-    rows.sort(key=lambda row: place[row["case"]])
+    parts = distributed.gather({"rows": rows, "ranking": ranking})
+    rows, ranking = (
+        sorted((row for part in parts for row in part[key]), key=lambda row: place[row["case"]])
+        for key in ("rows", "ranking")
+    )
     scored = {classes[label]: label for label in cases.scored}
     result = {
         "dataset": split.info.name,
@@ -126,6 +146,7 @@ def measure_calibration(
             for region in REGIONS
         },
         "cases": rows,
+        "ranking": ranking,
         "max_cases": max_cases,
         "wall_seconds": time.perf_counter() - start,
     }

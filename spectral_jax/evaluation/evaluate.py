@@ -12,7 +12,6 @@ from etils import epath
 from tqdm import tqdm
 
 from spectral_jax.data.datasets import DATASETS, label_map
-from spectral_jax.data.pictures import fit_channels
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.files import write_arrays, write_json
@@ -34,8 +33,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores each case at its original size, volumes as volumes, and writes the result.
 
-    `evaluation/<dataset>-<split>.json` holds a row for each case and foreground class, their
-    means, and three example cases, whose pictures are in the `-examples.npz` beside it.
+    `evaluation/<dataset>-<split>.json` holds a row for each case and foreground class, with the
+    group (patient or video) of the case, their means, and three example cases, whose pictures are
+    in the `-examples.npz` beside it.
 
     Args:
       trained: the network.
@@ -71,7 +71,8 @@ def evaluate(
                 prediction = cases.restrict(predictor.labels(volume.image))
                 scores = _score(volume, prediction, len(classes))
                 for label in cases.scored:
-                    rows.append({"case": name, "class": classes[label], **scores[label - 1]})
+                    of = {"case": name, "group": split.groups[name], "class": classes[label]}
+                    rows.append(of | scores[label - 1])
             if stop.reached():
                 raise distributed.Preempted(
                     f"SIGTERM: stopped at case {first + count} of {len(split.cases)} of the "
@@ -123,19 +124,19 @@ class MatchedCases:
         self.scored = [ours.classes.index(name) for name in names]
         self._kept = np.zeros(len(ours.classes), np.uint8)
         self._kept[self.scored] = self.scored
-        self._channels = ours.channels
+        if theirs.channels > ours.channels:
+            raise ValueError(
+                f"the network sees {ours.channels} channel, {theirs.name!r} has {theirs.channels}"
+            )
+        self._repeat = ours.channels // theirs.channels  # grey where the network sees colour
         self._split = split
 
     def volume(self, name: str) -> Volume:
-        """The case, with labels that mean the network's classes.
-
-        Raises:
-          DataError: for colour where the network sees grey.
-        """
+        """The case, with labels that mean the network's classes."""
         volume = self._split.volume(name)
         return dataclasses.replace(
             volume,
-            image=fit_channels(volume.image, self._channels, f"{self._split.info.name}, {name}"),
+            image=np.repeat(volume.image, self._repeat, axis=-1),
             label=self._table[volume.label],
         )
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from spectral_jax.evaluation import aggregate
 from spectral_jax.evaluation.interactions import middle_share
 from spectral_jax.evaluation.statistics import PAPER_GAIN, Comparison, compare, holm, verdict
 from spectral_jax.files import read_json, without_nan, write_json
+from spectral_jax.studies import aggregate
 
 STUDY_FILE, RESULTS_FILE = "study.json", "results.json"
 MEASURE_AGAIN = "delete it and measure again"

@@ -50,7 +50,7 @@ def score_case(
 
     Returns:
       One dictionary for each of the classes 1 to `num_classes - 1`, with the `METRICS`,
-      `true_voxels` and `predicted_voxels`.
+      `true_voxels`, `predicted_voxels`, and `confused_voxels`, given to another foreground class.
 
     Raises:
       ValueError: for arrays of different shapes, labels out of range, or an unfit spacing.
@@ -67,10 +67,13 @@ def score_case(
         counts = truth != ignore_label
         prediction, truth = prediction * counts, truth * counts
     overlap.check_labels(prediction, truth, num_classes)
-    return [
-        score_mask(prediction == label, truth == label, spacing, nsd_tolerance=nsd_tolerance)
-        for label in range(1, num_classes)
-    ]
+    rows = []
+    for label in range(1, num_classes):
+        found, true = prediction == label, truth == label
+        of_class: dict[str, float] = score_mask(found, true, spacing, nsd_tolerance=nsd_tolerance)
+        confused = int((true & ~found & (prediction > 0)).sum())
+        rows.append(of_class | {"confused_voxels": confused})
+    return rows
 
 
 def score_mask(

@@ -155,6 +155,12 @@ def mce(bins: Bins) -> float:
     return float(gaps.max()) if gaps.size else float("nan")
 
 
+def accuracy(bins: Bins) -> float:
+    """Share of pixels whose top label is right; NaN without pixels."""
+    count = bins.count.sum()
+    return float(bins.accuracy.sum() / count) if count else float("nan")
+
+
 def brier(sums: CalibrationSums) -> float:
     """Brier score, the mean over pixels of sum_c (p_c - y_c)^2, from 0 to 2; NaN without any."""
     return float(sums.squared_error / sums.pixels) if sums.pixels else float("nan")

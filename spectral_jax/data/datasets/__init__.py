@@ -15,6 +15,7 @@ from spectral_jax.data.datasets import (
     montgomery_shenzhen,
     monuseg,
     ph2,
+    sunnybrook,
     synapse,
 )
 from spectral_jax.data.datasets.builder import find_prepared, prepare
@@ -24,7 +25,7 @@ from spectral_jax.data.volumes import DataError
 # the paper's kinds of data, more of these kinds, anyone's
 _MODULES = (
     *(synapse, acdc, isic2018, ph2, kvasir_seg, cvc_clinicdb, glas, monuseg),
-    *(dsb2018, drive, chasedb1, montgomery_shenzhen),
+    *(dsb2018, drive, chasedb1, montgomery_shenzhen, sunnybrook),
     *(mni152, decathlon, folder),
 )
 DATASETS: dict[str, Dataset] = {module.DATASET.name: module.DATASET for module in _MODULES}

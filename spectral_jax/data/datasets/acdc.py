@@ -110,10 +110,11 @@ DATASET = Dataset(
     intensity="mri_percentile",
     test="20 of 100 patients, SSL4MIS's list",
     partners=(
+        Partner("sunnybrook", {"left ventricle": "left ventricle"}, "hospital, scanner, diseases"),
         Partner(
             "folder",
             {"left ventricle": "left ventricle"},
-            "any set of short-axis pictures with the left ventricle alone, such as Sunnybrook",
+            "any set of short-axis pictures with the left ventricle alone",
         ),
     ),
 )

@@ -31,7 +31,7 @@ from spectral_jax.data.parallel import available_cores, run_ahead
 from spectral_jax.data.pictures import as_stored
 from spectral_jax.data.volumes import DataError
 
-VERSION = "1.3.0"
+VERSION = "1.4.0"
 RECORDS_PER_SHARD = 1000
 PNG_LEVEL = 3  # of zlib: half a per cent larger than the highest, and several times faster
 
@@ -158,7 +158,7 @@ def _write(
     dtype = first.image.dtype
     # one record after the other: other writers of tensorflow-datasets gather a whole split first
     writer = tfds.core.SequentialWriter(
-        _dataset_info(dataset, channels, dtype, name, folder),
+        _dataset_info(dataset, found, channels, dtype, name, folder),
         max_examples_per_shard=RECORDS_PER_SHARD,
         file_format="array_record",
     )
@@ -190,7 +190,12 @@ def _write(
 
 
 def _dataset_info(
-    dataset: Dataset, channels: int, dtype: np.dtype, config: str, folder: pathlib.Path
+    dataset: Dataset,
+    found: Found,
+    channels: int,
+    dtype: np.dtype,
+    config: str,
+    folder: pathlib.Path,
 ) -> tfds.core.DatasetInfo:
     """What tensorflow-datasets is to know of the records in a folder."""
     return tfds.core.DatasetInfo(
@@ -226,6 +231,7 @@ def _dataset_info(
             axes=list(dataset.axes),
             volume=dataset.volume,
             bits=dataset.bits,
+            groups={case.name: case.group for split in found.splits.values() for case in split},
         ),
     )
 
