@@ -13,8 +13,10 @@ A file that is damaged, or that cannot be what the network was trained on, is na
 are done. Exit status: 0 when all were done, 4 when some were not, 2 when nothing could be begun.
 """
 
+import collections
 import csv
 import io
+import os
 import pathlib
 import sys
 import time
@@ -26,6 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments import flags
+from spectral_jax.data.datasets.files import plain
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import INTENSITIES, DataError
 from spectral_jax.evaluation import inference
@@ -37,6 +40,31 @@ from spectral_jax.training import run
 
 EXIT_SOME_FAILED = 4
 SECONDS_BETWEEN_LINES = 10
+
+
+def split_paths(texts: Sequence[str]) -> list[pathlib.Path]:
+    """Paths with commas between them; a name may hold commas too, where there is such a file."""
+    paths = []
+    for text in texts:
+        parts = text.split(",")
+        while parts:
+            # the longest name that is there, or what stands before the comma
+            for count in range(len(parts), 0, -1):
+                path = as_spelled(",".join(parts[:count]).strip())
+                if os.path.lexists(path):
+                    break
+            paths.append(path)
+            parts = parts[count:]
+    return paths
+
+
+def as_spelled(name: str) -> pathlib.Path:
+    """The path of that name; or of one that differs only in how its accents are written."""
+    path = pathlib.Path(name).expanduser()
+    if os.path.lexists(path) or name.isascii() or not os.path.isdir(path.parent):
+        return path
+    siblings = (entry for entry in path.parent.iterdir() if plain(entry.name) == plain(path.name))
+    return next(siblings, path)
 
 
 def save(prediction: Prediction, output: pathlib.Path, data: DatasetInfo) -> list[pathlib.Path]:
@@ -122,7 +150,7 @@ class Progress:
 
 
 def main() -> None:
-    paths = [pathlib.Path(path).expanduser() for path in INPUT.value]
+    paths = split_paths(INPUT.value)
     output = pathlib.Path(OUTPUT.value).expanduser()
     sources = inference.find_sources(paths, output)
     trained = run.restore(flags.path(WORKDIR), CHECKPOINT.value)
@@ -138,11 +166,16 @@ def main() -> None:
         progress=progress.show,
     )
     rows = []
+    notes: collections.Counter[str] = collections.Counter()
     for result in results:
+        if isinstance(result, Prediction):
+            notes.update(result.scan.notes)
         rows.append(describe(result, output, data))
         progress.finish()
     failed = sum("error" in row for row in rows)
     write_summary(output / "summary.csv", rows, data)
+    for note, count in notes.items():
+        print(f"note: {note} ({count} of {len(rows)} cases)")
     print(f"{len(rows) - failed} of {len(rows)} cases done: {output / 'summary.csv'}")
     if failed:
         sys.exit(EXIT_SOME_FAILED)
@@ -150,8 +183,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     WORKDIR = flags.define_workdir()
-    INPUT = absl_flags.DEFINE_list(
-        "input", None, "Files and folders, with commas between.", required=True
+    INPUT = absl_flags.DEFINE_multi_string(
+        "input",
+        None,
+        "Files and folders, with commas between; may be given several times.",
+        required=True,
     )
     OUTPUT = absl_flags.DEFINE_string("output", None, "Folder of the results.", required=True)
     CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")

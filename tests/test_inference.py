@@ -8,11 +8,14 @@ import nibabel
 import numpy as np
 import pytest
 from flax import linen as nn
-from PIL import Image
+from PIL import Image, ImageOps
 
+from experiments.predict import split_paths
+from spectral_jax.data.datasets import DATASETS, prepare
 from spectral_jax.data.formats import Scan, read_scan
-from spectral_jax.data.sources import DatasetInfo
+from spectral_jax.data.sources import DatasetInfo, Split
 from spectral_jax.data.volumes import DataError, ct_window, mri_percentile
+from spectral_jax.evaluation.evaluate import MatchedCases
 from spectral_jax.evaluation.inference import (
     Failure,
     Prediction,
@@ -85,7 +88,7 @@ def test_channels():
     assert prepare_image(scan(grey, "picture"), COLOUR, FILE).shape == (3, 4, 5, 3)
     as_colour = np.repeat(grey, 3, axis=-1)
     np.testing.assert_array_equal(prepare_image(scan(as_colour, "picture"), GREY, FILE), grey)
-    with pytest.raises(DataError, match=r"a\.file: 3 channels, but the network sees 1"):
+    with pytest.raises(DataError, match=r"a\.file: 3 channels with colour in them, but 1"):
         prepare_image(scan(colour, "picture"), GREY, FILE)
 
 
@@ -130,9 +133,11 @@ def test_folders_are_searched_and_keep_their_places(tmp_path):
 
 
 def test_results_never_take_each_others_place_or_an_inputs(tmp_path):
-    one, two = picture(tmp_path / "a.png"), picture(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match=r"a\.png and .*a\.jpg: results of both"):
+    one, two = picture(tmp_path / "a.png"), picture(tmp_path / "b/a.png")
+    with pytest.raises(DataError, match=r"a\.png and .*b/a\.png: results of both"):
         find_sources([one, two], tmp_path / "out")
+    sources = find_sources([one, two, picture(tmp_path / "c.png")], tmp_path / "out")
+    assert [bool(source.reason) for source in sources] == [True, True, False]
     (tmp_path / "a.dcm").touch()
     for path in (one, tmp_path / "a.dcm"):
         with pytest.raises(DataError, match="would take this input's place"):
@@ -140,6 +145,92 @@ def test_results_never_take_each_others_place_or_an_inputs(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures, NIfTI"):
         find_sources([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_one_picture_in_two_formats_has_two_results(tmp_path):
+    """Of ISIC's folders, with .jpg and .png side by side."""
+    for name in ("a.jpg", "a.png", "sub/a.png", "b.png"):
+        picture(tmp_path / name)
+    sources = find_sources([tmp_path], tmp_path / "out")
+    assert [s.targets[0] for s in sources] == ["a_jpg.png", "a_png.png", "b.png", "sub/a.png"]
+    picture(tmp_path / "a_jpg.png")  # the name is taken
+    sources = find_sources([tmp_path], tmp_path / "out")
+    failed = [source.files[0].name for source in sources if source.reason]
+    assert failed == ["a.jpg", "a_jpg.png"]
+    results = list(predict_sources(Predictor(trained(image_size=8)), GREY, sources))
+    assert [isinstance(result, Failure) for result in results] == [True, False, True, False, False]
+
+
+def test_what_systems_and_notebooks_hide_is_no_input(tmp_path):
+    """Of open-edge-platform/anomalib#865, #1256, open-mmlab/mmsegmentation#849."""
+    for name in ("ref.png", ".ipynb_checkpoints/ref-checkpoint.png", "sub/__MACOSX/x.png"):
+        picture(tmp_path / name)
+    (source,) = find_sources([tmp_path], tmp_path / "out")
+    assert source.name == "ref"
+    (source,) = find_sources([tmp_path / ".ipynb_checkpoints"], tmp_path / "out")  # as asked
+    assert source.name == "ref-checkpoint"
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_results_lie_over_pictures_as_viewers_show_them(orientation, rng, tmp_path):
+    """Of kohya-ss/sd-scripts#1316, CVHub520/X-AnyLabeling#447."""
+    stored = Image.fromarray((rng.random((12, 9)) > 0.5).astype(np.uint8) * 255)
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    ImageOps.exif_transpose(Image.open(tmp_path / "a.png")).save(tmp_path / "shown.png")
+    sources = find_sources([tmp_path / "a.png", tmp_path / "shown.png"], tmp_path / "out")
+    predictor = Predictor(trained(image_size=16))
+    results = list(predict_sources(predictor, GREY, sources))
+    np.testing.assert_array_equal(*(result.labels for result in results))
+    assert [len(result.scan.notes) for result in results] == [1, 0]
+    (file,) = results[0].scan.write_labels(
+        results[0].labels, tmp_path / "out/a", GREY.classes, GREY.colors
+    )
+    with Image.open(file) as written:
+        assert written.size == Image.open(tmp_path / "shown.png").size
+        assert 274 not in written.getexif()
+
+
+def test_pictures_of_fewer_bits_are_scaled_as_the_data_set(rng, tmp_path):
+    """Of ilastik/ilastik#126, HenriquesLab/ZeroCostDL4Mic#110."""
+    values = rng.integers(0, 4096, (9, 7)).astype(np.uint16)
+    values[0, 0] = 4095
+    Image.fromarray(values).save(tmp_path / "a.png")
+    of_12_bits = dataclasses.replace(GREY, bits=12)
+    read = read_scan([tmp_path / "a.png"])
+    prepared = prepare_image(read, of_12_bits, FILE)
+    np.testing.assert_array_equal(prepared[0, ..., 0], np.rint(values * (65535 / 4095)))
+    values[0, 0] = 4096
+    Image.fromarray(values).save(tmp_path / "a.png")
+    with pytest.raises(
+        DataError, match=r"the highest value is 4096, but .* use 12 bits, 0 \.\.\. 4095"
+    ):
+        prepare_image(read_scan([tmp_path / "a.png"]), of_12_bits, FILE)
+
+
+def test_evaluation_sees_grey_saved_as_colour_as_prediction_does(rng, tmp_path):
+    grey = rng.integers(0, 256, (12, 12)).astype(np.uint8)
+    for number, image in enumerate([grey, np.stack([grey, grey, grey // 2], -1), grey, grey]):
+        for kind, array in (("images", image), ("masks", grey // 128 * 255)):
+            (tmp_path / "raw" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "raw" / kind / f"p{number}.png")
+    folder = prepare(DATASETS["folder"], root=tmp_path / "raw", data_dir=tmp_path)
+    info = dataclasses.replace(GREY, classes=("background", "foreground"))
+    cases = MatchedCases(trained(info=info), Split(folder, "all"))
+    np.testing.assert_array_equal(cases.volume("p2").image[0, ..., 0], grey)
+    with pytest.raises(DataError, match="folder, p1: 3 channels with colour in them, but 1"):
+        cases.volume("p1")
+
+
+def test_commas_part_paths_unless_they_are_in_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("comma, name.png", "b.png", "c.png", "La\u0308sion.png"):
+        picture(tmp_path / name)
+    given = ["comma, name.png,b.png, c.png", "missing,b.png", "L\u00e4sion.png"]
+    assert [str(path) for path in split_paths(given)] == [
+        *("comma, name.png", "b.png", "c.png", "missing", "b.png", "La\u0308sion.png"),
+    ]
 
 
 def test_cases_share_batches_and_failures_keep_their_turn(rng, tmp_path):

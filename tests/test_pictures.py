@@ -310,6 +310,17 @@ def test_12_bits_in_16_are_stored_in_full_range(rng, tmp_path):
     assert not any("bits" in remark for remark in remarks)
 
 
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_large_pictures_are_read_up_to_a_limit_that_is_named(ending, grey, tmp_path, monkeypatch):
+    """Of histolab/histolab#297, Project-MONAI/MONAILabel#1230, nadeemlab/DeepLIIF#48."""
+    write(tmp_path / f"a{ending}", grey)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own, beyond which it warns
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{ending}")[..., 0], grey)
+    monkeypatch.setenv("SPECTRAL_JAX_MAX_GIB", "1e-7")
+    with pytest.raises(DataError, match=r"a\.\w+: takes .* the limit for one file .* raise"):
+        read_image(tmp_path / f"a{ending}")
+
+
 @pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1)])
 def test_pictures_one_pixel_high_or_wide(size, rng, tmp_path):
     images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for _ in range(4)]

@@ -12,6 +12,7 @@ from etils import epath
 from tqdm import tqdm
 
 from spectral_jax.data.datasets import DATASETS, label_map
+from spectral_jax.data.pictures import fit_channels
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.files import write_arrays, write_json
@@ -124,19 +125,19 @@ class MatchedCases:
         self.scored = [ours.classes.index(name) for name in names]
         self._kept = np.zeros(len(ours.classes), np.uint8)
         self._kept[self.scored] = self.scored
-        if theirs.channels > ours.channels:
-            raise ValueError(
-                f"the network sees {ours.channels} channel, {theirs.name!r} has {theirs.channels}"
-            )
-        self._repeat = ours.channels // theirs.channels  # grey where the network sees colour
+        self._channels = ours.channels
         self._split = split
 
     def volume(self, name: str) -> Volume:
-        """The case, with labels that mean the network's classes."""
+        """The case, with labels that mean the network's classes.
+
+        Raises:
+          DataError: for colour where the network sees grey.
+        """
         volume = self._split.volume(name)
         return dataclasses.replace(
             volume,
-            image=np.repeat(volume.image, self._repeat, axis=-1),
+            image=fit_channels(volume.image, self._channels, f"{self._split.info.name}, {name}"),
             label=self._table[volume.label],
         )
 

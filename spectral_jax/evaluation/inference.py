@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from spectral_jax import limits
-from spectral_jax.data import formats, volumes
+from spectral_jax.data import formats, pictures, volumes
+from spectral_jax.data.datasets.files import plain, visible_files
 from spectral_jax.data.formats import Scan
 from spectral_jax.data.parallel import run_ahead
 from spectral_jax.data.sources import DatasetInfo
@@ -89,12 +90,12 @@ class Failure:
 def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[Source]:
     """Finds cases in files and, recursively, in folders.
 
-    In a folder only files of known formats count, and none below `output`; files of a DICOM
-    series are a case.
+    In a folder only files of known formats count, none that are hidden and none below `output`;
+    files of a DICOM series are a case. Of `a.jpg` and `a.png` the results are `a_jpg` and `a_png`.
 
     Raises:
-      DataError: for a path that is not there, for nothing found, or where results would take each
-        other's place or that of an input.
+      DataError: for a path that is not there, for nothing found, or where a result would take the
+        place of an input.
     """
     sources = []
     for path in paths:
@@ -108,8 +109,10 @@ def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[So
         raise DataError(
             f"{', '.join(map(str, paths))}: no pictures, NIfTI, HDF5, npz or DICOM files there"
         )
+    sources = _named_apart(sources)
+    if all(source.reason for source in sources):
+        raise DataError(sources[0].reason)
     inputs = {file.resolve() for source in sources for file in source.files}
-    taken: dict[str, Source] = {}
     for source in sources:
         for target in source.targets:
             if (output / target).resolve() in inputs:
@@ -117,23 +120,44 @@ def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[So
                     f"{output / target}: the result would take this input's place; choose another "
                     "output"
                 )
-        if source.name in taken:
-            raise DataError(
-                f"{taken[source.name].files[0]} and {source.files[0]}: results of both would be "
-                f"called {source.name!r}; give each an output of its own"
-            )
-        taken[source.name] = source
     return sources
+
+
+def _named_apart(sources: Sequence[Source]) -> list[Source]:
+    """Adds the ending to names that are alike; what is alike even so cannot be done."""
+    counts = collections.Counter(plain(source.name) for source in sources)
+    longer = [
+        dataclasses.replace(source, name=source.name + _ending(source.files[0]))
+        if counts[plain(source.name)] > 1
+        else source
+        for source in sources
+    ]
+    alike: dict[str, list[Source]] = {}
+    for source in longer:
+        alike.setdefault(plain(source.name), []).append(source)
+    named = []
+    for source in longer:
+        others = [other.files[0] for other in alike[plain(source.name)] if other is not source]
+        if others:
+            reason = (
+                f"{source.files[0]} and {others[0]}: results of both would be called "
+                f"{source.name!r}; give each an output of its own"
+            )
+            source = dataclasses.replace(source, reason=reason)
+        named.append(source)
+    return named
+
+
+def _ending(file: pathlib.Path) -> str:
+    """The ending of a file as a part of a name: "_nii_gz"."""
+    return file.name.removeprefix(formats.without_ending(file.name)).replace(".", "_")
 
 
 def _in_folder(folder: pathlib.Path, output: pathlib.Path) -> list[Source]:
     files = [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not path.name.startswith(".")
-        and not path.resolve().is_relative_to(output.resolve())
-        and formats.file_kind(path)
+        for path in visible_files(folder)
+        if not path.resolve().is_relative_to(output.resolve()) and formats.file_kind(path)
     ]
     dicom = [path for path in files if formats.file_kind(path) == "dicom"]
     of_dicom = set(dicom)
@@ -160,8 +184,9 @@ def prepare_image(
 ) -> np.ndarray:
     """Intensities and channels as a data set stores them.
 
-    Pictures stay as they are; HDF5 and npz files hold 0 ... 1, as those of the data sets do; NIfTI
-    and DICOM are scaled by the rule of the data set.
+    Pictures stay as they are, or are brought to full range if those of the data set were; HDF5 and
+    npz files hold 0 ... 1, as those of the data sets do; NIfTI and DICOM are scaled by the rule of
+    the data set.
 
     Args:
       scan: the case.
@@ -206,7 +231,8 @@ def prepare_image(
             f"{file}: intensities {image.min():g} ... {image.max():g}; expected 0 ... 1, or say "
             "how to scale them, such as --intensity=mri_percentile"
         )
-    return _fit_channels(volumes.INTENSITIES[rule](image), data.channels, file)
+    bits = data.bits if rule == "identity" else 16
+    return pictures.as_stored(volumes.INTENSITIES[rule](image), data.channels, bits, file)
 
 
 def _check_modality(scan: Scan, data: DatasetInfo, file: pathlib.Path) -> None:
@@ -216,17 +242,6 @@ def _check_modality(scan: Scan, data: DatasetInfo, file: pathlib.Path) -> None:
         raise DataError(
             f"{file}: of modality {scan.modality}, but the network was trained on {data.modality}"
         )
-
-
-def _fit_channels(image: np.ndarray, channels: int, file: pathlib.Path) -> np.ndarray:
-    have = image.shape[-1]
-    if have == channels:
-        return image
-    if have == 1:  # grey where the network sees colour, as `evaluate` does it
-        return np.repeat(image, channels, axis=-1)
-    if channels == 1 and (image == image[..., :1]).all():  # grey, stored as colour
-        return image[..., :1]
-    raise DataError(f"{file}: {have} channels, but the network sees {channels}")
 
 
 def predict_sources(
@@ -335,6 +350,8 @@ def _open(
 ) -> _Begun | Failure:
     """Reads a case, and makes room for its labels and the probabilities of `kept` classes."""
     file = source.files[0]
+    if source.reason:
+        return Failure(source, source.reason)
     try:
         scan = formats.read_scan(source.files, data.axes or formats.AXES, data.volume)
         image = prepare_image(scan, data, file, intensity)

@@ -274,7 +274,7 @@ def test_what_cannot_fit_is_refused_by_name(hippocampus, predict, shared_data, t
     text.write_text("no picture")
     code, errors, _ = predict(hippocampus[0], [colour, text], tmp_path / "out")
     assert code == SOME_FAILED
-    assert f"{colour}: 3 channels, but the network sees 1" in errors
+    assert f"{colour}: 3 channels with colour in them, but 1 expected" in errors
     assert f"{text}: expected DICOM, or a file that ends in .png" in errors
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.csv"]
     code, errors, _ = predict(hippocampus[0], [tmp_path / "nothing"], tmp_path / "out")
