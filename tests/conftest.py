@@ -24,6 +24,12 @@ import pytest
 from spectral_jax.data.datasets import DATASETS, prepare
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz", type=int, default=60, help="damaged files of each kind that test_fuzz.py tries"
+    )
+
+
 def pytest_configure(config):
     # tests compile many programs twice
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))

@@ -269,6 +269,44 @@ def test_nothing_but_failures(tmp_path):
     assert isinstance(result, Failure)
 
 
+@pytest.mark.parametrize("data", [{"image_size": 16}, {"patch_size": (1, 16, 16)}])
+def test_a_case_on_which_the_network_fails_does_not_end_those_that_wait_with_it(data, tmp_path):
+    names = ["a", "bad", "b", "c", "damaged", "worse", "d"]
+    for name in names:
+        dtype = np.uint16 if name in ("bad", "worse") else np.uint8
+        Image.fromarray(np.full((24, 20), 200, dtype)).save(tmp_path / f"{name}.png")
+    (tmp_path / "damaged.png").write_bytes(b"damaged")
+    sources = find_sources([tmp_path / f"{name}.png" for name in names], tmp_path / "out")
+    compiled, steps = [], []
+
+    class OnceCompiled(nn.Module):
+        """As `Bright`, but there is no memory to compile it for another type of pictures."""
+
+        @nn.compact
+        def __call__(self, images, *, train):
+            compiled.append(images.shape)
+            if len(compiled) > 1:
+                raise MemoryError("as much as this")
+            return Bright()(images, train=train)
+
+    network = dataclasses.replace(trained(**data), model=OnceCompiled())
+    predictor = Predictor(network, batch_size=4)
+    results = list(
+        predict_sources(predictor, GREY, sources, progress=lambda *step: steps.append(step))
+    )
+    assert [result.source.name for result in results] == names
+    for result in results:
+        if result.source.name in ("bad", "worse"):
+            expected = f"{result.source.files[0]}: not predicted: MemoryError: as much as this"
+            assert result.reason == expected
+        elif result.source.name == "damaged":
+            assert "damaged, or no picture" in result.reason
+        else:
+            np.testing.assert_array_equal(result.labels, np.ones((1, 24, 20)))
+    of = predictor.count_inputs(np.empty((1, 24, 20, 1), np.uint8))
+    assert ("d", of, of) in steps
+
+
 @pytest.mark.parametrize("shape", [(1, 40, 25), (3, 17, 33)])
 def test_tiles_see_every_pixel_at_its_own_resolution(shape, rng):
     image = rng.integers(0, 256, (*shape, 1)).astype(np.uint8)

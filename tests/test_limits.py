@@ -5,6 +5,7 @@ import io
 import os
 import tracemalloc
 import zipfile
+import zlib
 
 import h5py
 import nibabel
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from spectral_jax import limits
-from spectral_jax.data import volumes
+from spectral_jax.data import pictures, volumes
 from spectral_jax.data.formats import read_scan
 from spectral_jax.data.volumes import DataError
 
@@ -106,7 +107,7 @@ def test_the_limit_is_a_number(monkeypatch):
 def test_pillows_own_limit_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("L", (40, 40)).save(tmp_path / "a.png")
-    assert volumes.read_image(tmp_path / "a.png").shape == (40, 40, 1)
+    assert pictures.read_image(tmp_path / "a.png").shape == (40, 40, 1)
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -131,6 +132,23 @@ def test_sizes_that_are_none_are_named(size, tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.nii: .*3 axes of \[{size}, 9, 10\] voxels"):
         read_scan([path])
+
+
+def test_a_chunk_of_hdf5_holds_no_more_than_a_chunk(limit, tmp_path, rng):
+    values = rng.integers(0, 256, (64, 64)).astype(np.uint8)
+    for packed in (zlib.compress(values.tobytes()), zlib.compress(bytes(3 * 2**20))):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            image = file.create_dataset(
+                "image", (64, 64), "u1", chunks=(64, 64), compression="gzip"
+            )
+            image.id.write_direct_chunk((0, 0), packed)
+        if len(packed) > 4000:  # noise
+            np.testing.assert_array_equal(read_scan([tmp_path / "a.h5"]).image[0, ..., 0], values)
+            continue
+        with pytest.raises(
+            DataError, match=r"a\.h5: .*a chunk of 'image' holds more than its 4096"
+        ):
+            read_scan([tmp_path / "a.h5"])
 
 
 class Hdf5:

@@ -12,7 +12,7 @@ from absl import app
 
 from experiments.benchmarks import timing
 
-NAMES = ("step", "operations", "loss", "pipeline", "metrics", "startup", "scaling")
+NAMES = ("step", "operations", "loss", "pipeline", "metrics", "startup", "scale", "scaling")
 
 
 def main(_) -> None:

@@ -6,6 +6,7 @@ A header is a stranger's word: it may promise more than the memory holds, or poi
 import contextlib
 import math
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -97,7 +98,22 @@ def read_hdf5(path: Path, file: h5py.File, key: str) -> np.ndarray:
     if dataset.shape is None:
         raise ValueError(f"{key!r} is empty")
     limits.check_bytes(path, dataset.size * dataset.dtype.itemsize)
+    _check_chunks(key, dataset)
     return np.asarray(dataset)
+
+
+def _check_chunks(key: str, dataset: h5py.Dataset) -> None:
+    """Refuses compressed chunks that hold more than a chunk's values, and more than the limit."""
+    if dataset.compression != "gzip":
+        return
+    suspects: list[Any] = []
+    smallest = limits.max_bytes() / DEFLATE_RATIO
+    dataset.id.chunk_iter(lambda chunk: suspects.append(chunk) if chunk.size > smallest else None)
+    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    for chunk in suspects:
+        _, packed = dataset.id.read_direct_chunk(chunk.chunk_offset)
+        if len(zlib.decompressobj().decompress(packed, size + 1)) > size:
+            raise ValueError(f"a chunk of {key!r} holds more than its {size} bytes")
 
 
 def check_dicom(path: Path, dataset: Any) -> None:

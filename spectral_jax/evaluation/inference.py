@@ -24,6 +24,7 @@ from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import DataError
 from spectral_jax.evaluation.predict import Predictor
 
+Progress = Callable[[str, int, int], None]  # told of a case, what is done, and of how much
 READ_AHEAD = 4  # cases, by as many threads
 DICOM_MODALITIES = {  # by words of a data set's modality
     "CT": {"CT"},
@@ -137,10 +138,10 @@ def _named_apart(sources: Sequence[Source]) -> list[Source]:
         alike.setdefault(plain(source.name), []).append(source)
     named = []
     for source in longer:
-        others = [other.files[0] for other in alike[plain(source.name)] if other is not source]
-        if others:
+        other = next((one for one in alike[plain(source.name)] if one is not source), None)
+        if other:
             reason = (
-                f"{source.files[0]} and {others[0]}: results of both would be called "
+                f"{source.files[0]} and {other.files[0]}: results of both would be called "
                 f"{source.name!r}; give each an output of its own"
             )
             source = dataclasses.replace(source, reason=reason)
@@ -251,7 +252,7 @@ def predict_sources(
     *,
     intensity: str = "",
     probabilities: bool = False,
-    progress: Callable[[str, int, int], None] = lambda case, done, of: None,
+    progress: Progress = lambda case, done, of: None,
 ) -> Iterator[Prediction | Failure]:
     """Predicts cases one after the other; what cannot be used is told in its turn.
 
@@ -286,10 +287,7 @@ def predict_sources(
     def report(inputs: int) -> None:
         for case in waiting:
             if isinstance(case, _Begun) and inputs:
-                now = min(inputs, case.inputs - case.inputs_done)
-                inputs -= now
-                case.inputs_done += now
-                progress(case.source.name, case.inputs_done, case.inputs)
+                inputs -= case.advance(inputs, progress)
 
     while True:
         try:
@@ -303,7 +301,10 @@ def predict_sources(
         except Exception:
             # cases share batches: each alone will show which of them it is
             for case in waiting:
-                yield case if isinstance(case, Failure) else _predict_alone(predictor, case)
+                if isinstance(case, Failure):
+                    yield case
+                else:
+                    yield _predict_alone(predictor, case, progress)
             waiting.clear()
 
 
@@ -330,6 +331,13 @@ class _Begun:
     def is_done(self) -> bool:
         """Whether all labels are known."""
         return self.rows_done == self.labels.shape[0] * self.labels.shape[1]
+
+    def advance(self, inputs: int, progress: Progress) -> int:
+        """Tells that at most so many more inputs are done, and returns how many it took."""
+        taken = min(inputs, self.inputs - self.inputs_done)
+        self.inputs_done += taken
+        progress(self.source.name, self.inputs_done, self.inputs)
+        return taken
 
     def take(self, rows: np.ndarray) -> None:
         """Keeps what was found in the next rows."""
@@ -367,11 +375,11 @@ def _open(
         return Failure(source, f"{file}: cannot be used: {type(error).__name__}: {error}")
 
 
-def _predict_alone(predictor: Predictor, case: _Begun) -> Prediction | Failure:
+def _predict_alone(predictor: Predictor, case: _Begun, progress: Progress) -> Prediction | Failure:
     """Predicts a case from its beginning."""
-    case.rows_done = 0
+    case.rows_done = case.inputs_done = 0
     try:
-        for rows in predictor.rows([case.image]):
+        for rows in predictor.rows([case.image], partial(case.advance, progress=progress)):
             case.take(rows)
     except Exception as error:  # such as memory that the network does not get
         reason = f"{case.source.files[0]}: not predicted: {type(error).__name__}: {error}"

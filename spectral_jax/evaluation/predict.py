@@ -25,7 +25,11 @@ PART_PIXELS = 2**22  # whose probabilities are computed at once
 
 
 class Predictor:
-    """Applies a trained network to cases, a batch of slices, tiles or patches at a time."""
+    """Applies a trained network to cases, a batch of slices, tiles or patches at a time.
+
+    Attributes:
+      network: compiled, from a batch of images to class probabilities.
+    """
 
     def __init__(
         self,
@@ -60,13 +64,13 @@ class Predictor:
         self._tiles = tiles
         self._classes = len(trained.data.classes)
         self._batch_size = batch_size
-        self._variables = trained.variables
         # height and width, and depth where there is one
         axes = range(1, 1 + len(self._input_size)) if flips else ()
         self._flips = [some for n in range(len(axes) + 1) for some in combinations(axes, n)]
-        self._network = jax.jit(
+        jitted = jax.jit(
             functools.partial(apply_network, trained.model), compiler_options=compiler_options()
         )
+        self.network = functools.partial(jitted, trained.variables)
 
     @property
     def inputs(self) -> str:
@@ -95,7 +99,7 @@ class Predictor:
                 parts.clear()
 
     def rows(
-        self, images: Iterable[np.ndarray], report: Callable[[int], None] = lambda inputs: None
+        self, images: Iterable[np.ndarray], report: Callable[[int], object] = lambda inputs: None
     ) -> Iterator[Float[np.ndarray, "rows width classes"]]:
         """Class probabilities of each slice of each case in turn, some rows of it at a time.
 
@@ -144,7 +148,7 @@ class Predictor:
         return self._tiles and max(of_slice.shape[:2]) > self._input_size[0]
 
     def _resized(
-        self, slices: Iterable[np.ndarray], report: Callable[[int], None]
+        self, slices: Iterable[np.ndarray], report: Callable[[int], object]
     ) -> Iterator[np.ndarray]:
         inputs = (
             (of_slice.shape[:2], resize_image(of_slice, self._slice_size)) for of_slice in slices
@@ -157,7 +161,7 @@ class Predictor:
                     yield resize_rows(probabilities, (height, width), rows)
 
     def _blended(
-        self, images: Iterable[np.ndarray], overlap: float, report: Callable[[int], None]
+        self, images: Iterable[np.ndarray], overlap: float, report: Callable[[int], object]
     ) -> Iterator[np.ndarray]:
         """Blends tiles of pictures `[height, width, channels]`, or patches of volumes."""
         size = self._input_size
@@ -171,7 +175,7 @@ class Predictor:
             yield from blend(shape, size, ((start, p) for (*_, start), p in of_image))
 
     def _in_batches(
-        self, inputs: Iterable[tuple[Any, np.ndarray]], report: Callable[[int], None]
+        self, inputs: Iterable[tuple[Any, np.ndarray]], report: Callable[[int], object]
     ) -> Iterator[tuple[Any, np.ndarray]]:
         """Puts in the place of each input its probabilities, whatever stands beside it.
 
@@ -191,10 +195,10 @@ class Predictor:
             yield from self._finish(*of_batch, report)
 
     def _start(self, images: np.ndarray) -> list[Array]:
-        return [self._network(self._variables, np.flip(images, axes)) for axes in self._flips]
+        return [self.network(np.flip(images, axes)) for axes in self._flips]
 
     def _finish(
-        self, beside: list[Any], outputs: list[Array], report: Callable[[int], None]
+        self, beside: list[Any], outputs: list[Array], report: Callable[[int], object]
     ) -> Iterator[tuple[Any, np.ndarray]]:
         mirrored = [
             np.flip(np.asarray(output), axes)

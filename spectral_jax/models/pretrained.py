@@ -261,9 +261,11 @@ def _archive(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
                     "torch.save(torch.load(path, weights_only=True), new_path) converts it"
                 )
         raise ValueError(f"{path} is {reason}. Nothing was loaded.") from error
-    except (OSError, limits.TooLargeError):
+    except limits.TooLargeError:
         raise
     except Exception as error:  # what a damaged file raises cannot be foreseen
+        if isinstance(error, OSError) and error.filename:
+            raise
         raise ValueError(f"{path} cannot be read: {error}. Nothing was loaded.") from error
 
 

@@ -1,9 +1,11 @@
 """The page of one run: `report.html`, self-contained, made from the files of its folder."""
 
+import contextlib
 import io
 import json
 import math
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +53,8 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
     if not folder.is_absolute():  # gs:// is; `resolve` would take it for the name of a folder here
         folder = folder.resolve()
     lines, unreadable_lines = read_metrics(folder / "metrics.jsonl")
-    evaluations = [_evaluation(path) for path in sorted(folder.glob("evaluation/*.json"))]
+    evaluation_files = sorted(folder.glob("evaluation/*.json"))
+    evaluations = [_evaluation(path) for path in evaluation_files]
     config = read_if_there(folder / "config.json", "restore it from a copy")
     if not (lines or evaluations or config):
         raise ValueError(
@@ -63,7 +66,8 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
     validation = [
         line for line in lines if line["kind"] == "validation" and is_finite(line, "dice")
     ]
-    page = get_template("report.html").render(
+    page = _render(
+        [path.name for path in evaluation_files],
         name=folder.name,
         parts=[part["name"] for part in config.values() if _has_name(part)],
         config=list(flatten(config)),
@@ -78,6 +82,17 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
     path = folder / "report.html"
     write_text(path, page)
     return path
+
+
+def _render(evaluation_files: Sequence[str], **facts: Any) -> str:
+    try:
+        return get_template("report.html").render(facts)
+    except (*DAMAGE, jinja2.UndefinedError) as error:  # a value of a type that has no place there
+        files = ", ".join(("config.json", "versions.json", "metrics.jsonl", *evaluation_files))
+        raise ValueError(
+            f"{facts['name']}: one of {files} is damaged ({error}); those of an evaluation can be "
+            "made again: delete them and run experiments.evaluate"
+        ) from error
 
 
 def get_template(name: str) -> jinja2.Template:
@@ -99,14 +114,21 @@ def read_metrics(path: epath.Path) -> tuple[list[Line], int]:
     A run that was killed and resumed may leave a torn line, and repeats the steps since its last
     checkpoint: of two lines about one step the later one counts.
     """
-    lines, unreadable = {}, 0
-    for text in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-            lines[line["kind"], line["step"]] = line
-        except (ValueError, KeyError, TypeError):
-            unreadable += 1
+    lines: dict[tuple[str, int], Line] = {}
+    unreadable = 0
+    with path.open("rb") if path.exists() else contextlib.nullcontext(()) as file:
+        for text in file:
+            try:
+                line = json.loads(text, object_pairs_hook=_with_shared_names)
+                lines[line["kind"], line["step"]] = line
+            except (ValueError, KeyError, TypeError, RecursionError):
+                unreadable += 1
     return sorted(lines.values(), key=lambda line: line["step"]), unreadable
+
+
+def _with_shared_names(pairs: Sequence[tuple[str, Any]]) -> Line:
+    """Names kept once, and not for each of what may be a million lines."""
+    return {sys.intern(name): value for name, value in pairs}
 
 
 def read_if_there(path: epath.Path, fix: str) -> dict[str, Any]:

@@ -313,7 +313,9 @@ def parse_config(values: ConfigDict | Mapping[str, Any]) -> Config:
     return Config(**parsed)
 
 
-def _check_keys(prefix: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _check_keys(prefix: str, values: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config.{prefix}: expected settings by name, not {values!r}")
     for key in values:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
@@ -324,7 +326,9 @@ def _check_keys(prefix: str, values: Mapping[str, Any], known: tuple[str, ...]) 
 def _check_type(key: str, value: Any, default: Any) -> None:
     if key == "objective.spectral" and isinstance(value, Mapping):
         return
-    if isinstance(default, tuple) and isinstance(value, list):  # from JSON
+    if isinstance(default, tuple) and isinstance(value, list | tuple):  # a list from JSON
+        if any(isinstance(item, bool) or not isinstance(item, int | float) for item in value):
+            raise ConfigError(f"config.{key}={value!r}: expected numbers")
         return
     expected = Mapping if isinstance(default, dict) else type(default)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):

@@ -111,13 +111,24 @@ def read_config(workdir: epath.Path) -> Config:
     file = workdir / CONFIG_FILE
     if not file.exists():
         raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it")
-    return parse_config(read_json(file, RESTORE))
+    try:
+        return parse_config(read_json(file, RESTORE))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def read_dataset_info(workdir: pathlib.Path) -> DatasetInfo:
     """What a run was trained on; what older runs did not store, the data set's entry says."""
-    data = DatasetInfo(**_tuples(read_json(workdir / DATASET_FILE, RESTORE)))
-    entry = datasets.DATASETS[data.name]
+    file = workdir / DATASET_FILE
+    values = _tuples(read_json(file, RESTORE))
+    try:
+        data = DatasetInfo(**values)
+        entry = datasets.DATASETS[data.name]
+        texts = [data.modality, *data.classes, *data.colors]
+        if not all(isinstance(text, str) for text in texts) or type(data.channels) is not int:
+            raise TypeError("a value of another type")
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{file} is damaged ({error!r}): {RESTORE}") from error
     return dataclasses.replace(
         data,
         intensity=data.intensity or entry.intensity,

@@ -36,7 +36,7 @@ def read(root: Path, channel: int | str = 0, intensity: str = "") -> Found:
         modalities = [task["modality"][str(number)] for number in range(len(task["modality"]))]
         labels = [task["labels"][str(number)] for number in range(len(task["labels"]))]
         listed = [(root / entry["image"], root / entry["label"]) for entry in task["training"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{description}: not as the Decathlon writes it: {error!r}") from error
     number = modalities.index(channel) if channel in modalities else channel
     if not isinstance(number, int) or not 0 <= number < len(modalities):
