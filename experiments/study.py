@@ -1,4 +1,4 @@
-"""Trains every arm of a study on every seed and measures each run.
+"""Trains every arm of a study on every seed, measures each run, and writes one page.
 
     python -m experiments.study --study=experiments/studies/heart.py \
         --raw=acdc=ACDC_png,sunnybrook=Sunnybrook --workdir=studies/heart \
@@ -42,15 +42,16 @@ from spectral_jax.evaluation.explain import measure_explanations
 from spectral_jax.evaluation.interactions import measure_interactions
 from spectral_jax.evaluation.robustness import measure_robustness
 from spectral_jax.files import read_json, write_json
+from spectral_jax.reporting import write_study_report
 from spectral_jax.studies import records, registration
 from spectral_jax.studies.registration import Registration
+from spectral_jax.studies.results import STUDY_FILE, collect
 from spectral_jax.training import logging, run
 from spectral_jax.training.config import Config, ConfigError, parse_config
 from spectral_jax.training.loop import train
 from spectral_jax.training.run import TrainedModel
 
 STUDIES = "experiments/studies"
-STUDY_FILE = "study.json"
 GIBIBYTES_PER_RUN = 3
 POLL_SECONDS = 1.0
 START_AGAIN = "delete its folder, and the run is made again"
@@ -415,6 +416,9 @@ def main() -> None:
         for task, error in perform_all(left, JOBS.value or default_jobs())
         if error
     ]
+    if any(results.glob(f"{records.FOLDER}/*.json")):
+        collect(results, registered)
+        print(f"report: {write_study_report(results)}")
     if failures:
         raise RunsFailed(
             f"{len(failures)} of {len(runs)} runs failed; the same command tries them again\n"

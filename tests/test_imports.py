@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "models": {"models"},
     "data": {"data"},
     "training": {"losses", "metrics", "models", "data", "training"},
-    "evaluation": {"losses", "metrics", "models", "data", "training", "evaluation", "studies"},
+    "evaluation": {"losses", "metrics", "models", "data", "training", "evaluation"},
     "studies": {"studies"},
     "reporting": {"reporting"},
 }

@@ -5,7 +5,7 @@ python -m experiments.study --study=experiments/studies/hippocampus_schedules.py
     --results=experiments/results/hippocampus_schedules
 """
 
-from experiments.studies.design import Study, make_arms
+from experiments.studies.design import Changes, Study, make_arms
 from spectral_jax.training.config import default_config
 
 EPOCHS = (1, 2, 4, 8, 16)
@@ -23,7 +23,7 @@ def get_study() -> Study:
     config.optim.learning_rate = 3e-3
     config.train.batch_size = 16
     config.train.validate_every = 1.0
-    arms = {}
+    arms: dict[str, Changes] = {}
     for epochs in EPOCHS:
         arms |= make_arms(
             ("none", "midband", "twin"), suffix=f"-{epochs}", train__epochs=float(epochs)

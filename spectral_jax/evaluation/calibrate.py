@@ -93,7 +93,7 @@ def measure_calibration(
         volume = cases.volume(name)
         of_case = dict.fromkeys(keys, nothing)
         around_truth = dict.fromkeys(STATES, nothing)
-        ranks = dict.fromkeys(cases.scored, 0)
+        ranks = dict.fromkeys(cases.scored, ranking_counts(np.empty(0), np.empty(0, bool)))
         predicted = predictor.slices([volume.image])
         for probabilities, truth in zip(predicted, volume.label, strict=True):
             as_trained = cases.restrict_probabilities(probabilities)
@@ -101,7 +101,7 @@ def measure_calibration(
             near = dilated_union(as_trained.argmax(-1), truth)
             around = dilated_union(truth, truth)
             for label in ranks:
-                ranks[label] += ranking_counts(as_trained[..., label], truth == label)
+                ranks[label] = ranks[label] + ranking_counts(as_trained[..., label], truth == label)
             for state, of_state in zip(STATES, (as_trained, scaled), strict=True):
                 around_truth[state] += calibration_sums(of_state, truth, around)
                 of_case["all", state] += calibration_sums(of_state, truth)

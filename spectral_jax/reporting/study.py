@@ -1,24 +1,17 @@
-"""The page of a study: `report.html`, self-contained, and a table for a README, `report.md`."""
+"""The page of a study, `report.html`, self-contained, and its tables for a README, `report.md`."""
 
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from spectral_jax.files import read_json, write_text
-from spectral_jax.reporting import overlays, study_charts
+from spectral_jax.reporting import study_charts
 from spectral_jax.reporting.charts import INK
-from spectral_jax.reporting.report import (
-    PALETTE,
-    flatten,
-    get_template,
-    is_finite,
-    read_if_there,
-    read_metrics,
-)
+from spectral_jax.reporting.report import PALETTE, flatten, get_template
 from spectral_jax.reporting.study_charts import Pen
 
 Values = Mapping[str, Any]
@@ -26,63 +19,53 @@ Pens = Mapping[str, Pen]
 
 MOST_CONFUSIONS = 6
 NOTHING = "\N{EN DASH}"  # in a cell
+CONTROLS = ("concordance", "matthews", "pearson", "focal_frequency")
 STAGES = {"as_trained": "as trained", "temperature_scaled": "temperature scaled"}
 REGIONS = {"dilated_union": "around objects", "all": "all pixels"}
 # What a part of a section may hold; "small" charts stand in numbers.
-BLOCK = {"heading": "", "arms": [], "figures": [], "small": False, "tables": [], "pictures": []}
-# Columns of the table of scores: outcome and title.
-COLUMNS = (
-    ("dice", "Dice"),
-    ("recall", "Recall"),
-    ("hd95", "HD95"),
-    ("corrupted_dice", "Dice, corrupted"),
-    ("ece_union", "ECE around objects"),
-)
-FOLDERS = ("data.root", "data.data_dir")  # of the machine that it ran on: nobody else's matter
+BLOCK = {"heading": "", "arms": [], "figures": [], "small": False, "tables": []}
 
 
 def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
     """Writes `report.html` and `report.md` about a study and returns the path of the page.
 
-    What was not measured is left out and named. The page makes no network request.
+    What was not measured is left out. The page makes no network request.
 
     Args:
-      study: the study's folder, with the `results.json` of `evaluation.study.collect`. Learning
-        curves, settings and maps of single cases come from its `runs/`, where they still are.
+      study: the study's folder, with the `results.json` of `spectral_jax.studies.results.collect`.
 
     Raises:
       ValueError: where there is no `results.json`.
     """
     folder = pathlib.Path(study).resolve()
-    results = read_if_there(folder / "results.json", "delete it and run the study again")
-    if not results:
-        raise ValueError(f"{folder} has no results.json: spectral_jax.evaluation.study.collect")
-    described = results["study"]
-    pens = _pens(results["groups"])
-    first_run = next(iter(sorted((folder / "runs").glob("*/seed*/config.json"))), None)
-    settings = flatten(read_json(first_run, "restore it from a copy")) if first_run else ()
-    config = [(key, value) for key, value in settings if key not in FOLDERS]
+    file = folder / "results.json"
+    if not file.exists():
+        raise ValueError(f"{folder} has no results.json: run experiments.report on it")
+    results = read_json(file, "delete it and run experiments.report on the folder again")
+    pens = _pens(results["study"]["arms"])
     topics = {
-        "differences": _by_group(results, pens, _differences, results["claims"]),
-        "robustness": _by_group(results, pens, _robustness),
-        "calibration": _by_group(results, pens, _calibration),
-        "attention": _by_group(
-            results, pens, _explanation, folder if described["show_images"] else None
-        ),
-        "interactions": _by_group(results, pens, _interactions),
-        "errors": _by_group(results, pens, _errors),
-        "training": _learning(folder, results["groups"], pens),
+        "robustness": _by_data_set(results, pens, _robustness),
+        "calibration": _by_data_set(results, pens, _calibration),
+        "attention": _by_data_set(results, pens, _explanation),
+        "interactions": _by_data_set(results, pens, _interactions),
+        "errors": _by_data_set(results, pens, _errors),
+        "training": _learning(results, pens),
     }
     page = get_template("study.html").render(
-        study=described,
+        study=results["study"],
         results=results,
         pens={arm: pen._replace(color=_page_color(pen.color)) for arm, pen in pens.items()},
-        score_table=_score_table(results),
-        verdict_rows=[_verdict_row(results, arm) for arm in pens],
+        registration=registration_sentences(results),
+        primary=primary_table(results),
+        forest=_forest(results, pens),
+        scores=[(_place(data_set), score_table(data_set)) for data_set in results["data_sets"]],
+        comparisons=[
+            (_place(data_set), comparison_table(data_set)) for data_set in results["data_sets"]
+        ],
+        failures=failures(results),
         topics={name: list(blocks) for name, blocks in topics.items()},
-        losses={arm: _loss(described["arms"][arm]) for arm in pens},
-        config=config,
-        designs=list(_designs(results)),
+        revisions=sorted({run["revision"] for run in results["runs"]}),
+        versions=list(flatten(results["versions"])),
     )
     path = folder / "report.html"
     write_text(path, page)
@@ -90,15 +73,14 @@ def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _pens(groups: Sequence[Values]) -> dict[str, Pen]:
-    """An arm's colour is that of the same place in the other groups."""
+def _pens(arms: Values) -> dict[str, Pen]:
+    """The baseline in ink, controls dashed."""
+    colors = itertools.cycle(PALETTE)
     return {
-        arm: Pen(
-            INK if arm == group["baseline"] else PALETTE[(place - 1) % len(PALETTE)],
-            "--" if arm in group["controls"] else "-",
-        )
-        for group in groups
-        for place, arm in enumerate(group["arms"])
+        arm: Pen(INK)
+        if changes.get("objective.spectral") == "none"
+        else Pen(next(colors), "--" if changes.get("objective.spectral") in CONTROLS else "-")
+        for arm, changes in arms.items()
     }
 
 
@@ -106,137 +88,169 @@ def _page_color(color: str) -> str:
     return "currentColor" if color == INK else color
 
 
-def _loss(arm: Values) -> str:
-    """What an arm minimises, in words."""
-    spectral = arm["spectral"]
-    if spectral in (None, "none"):
-        return f"{arm['model']}, {arm['spatial']}"
-    return f"{arm['model']}, {arm['spatial']} + {arm['weight']:g} · {spectral}"
-
-
-def _scale(outcome: Values) -> tuple[float, int]:
+def _scale(unit: str) -> tuple[float, int]:
     """By what to multiply, and digits to show."""
-    return (100, 2) if outcome["unit"] == "points" else (1, 3)
+    return (100, 2) if unit == "points" else (1, 3)
 
 
-def _score(outcome: Values, arm: str) -> str:
-    summary = outcome["arms"].get(arm)
+def _score(summary: Values | None, unit: str) -> str:
     if summary is None or summary["mean"] is None:
-        return ""
-    scale, digits = _scale(outcome)
-    spread = "" if summary["sd"] is None else f" ± {scale * summary['sd']:.{digits}f}"
-    return f"{scale * summary['mean']:.{digits}f}{spread}"
+        return NOTHING
+    scale, digits = _scale(unit)
+    text = f"{scale * summary['mean']:.{digits}f}"
+    if summary["sd"] is not None:
+        text += f" \N{PLUS-MINUS SIGN} {scale * summary['sd']:.{digits}f}"
+    return text + (f" ({summary['undefined']} undefined)" if summary["undefined"] else "")
 
 
-def _gain(outcome: Values, arm: str) -> str:
-    comparison = outcome["comparisons"].get(arm)
-    if comparison is None or comparison["mean"] is None:
-        return ""
-    scale, digits = _scale(outcome)
-    text = f"{scale * comparison['mean']:+.{digits}f}"
-    if comparison["low"] is None:
-        return text
-    ends = f"{scale * comparison['low']:+.{digits}f}, {scale * comparison['high']:+.{digits}f}"
-    return f"{text} [{ends}]"
+def difference(found: Values | None, unit: str = "points") -> str:
+    """A mean difference with its interval, such as "+0.45 [+0.10, +0.79]"."""
+    if found is None or found["mean"] is None:
+        return NOTHING
+    scale, digits = _scale(unit)
+    mean = f"{scale * found['mean']:+.{digits}f}"
+    if found["low"] is None:
+        return mean
+    ends = (f"{scale * found[end]:+.{digits}f}" for end in ("low", "high"))
+    return f"{mean} [{', '.join(ends)}]"
+
+
+def _p_value(p: float | None) -> str:
+    return NOTHING if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def _counts(found: Values) -> str:
+    left_out = f", {found['units_left_out']} left out" if found["units_left_out"] else ""
+    seeds = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
+    return f"{seeds}, {found['units']} units{left_out}"
 
 
 def _place(data_set: Values) -> str:
     kind = "in distribution" if data_set["in_distribution"] else "out of distribution"
-    return f"{data_set['dataset']}, {data_set['split']} split ({kind})"
+    return (
+        f"{data_set['dataset']}, {data_set['split']} split ({kind}; {data_set['units']} units, "
+        f"{data_set['cases']} cases)"
+    )
 
 
-def _score_table(results: Values) -> dict[str, Any]:
-    """Scores and gains of every arm, by data set and outcome."""
-    columns = [
-        (data_set, data_set["outcomes"][key], title)
-        for data_set in results["data_sets"]
-        for key, title in COLUMNS
-        if key in data_set["outcomes"]
+def registration_sentences(results: Values) -> list[str]:
+    """Whether the study was registered before it was run, and what departs from that."""
+    found = results["registration"]
+    if found["status"] == "not registered":
+        return [f"Not registered: {'; '.join(found['why'])}.", *found["departures"]]
+    first = f"Registered, committed {found['committed']}, before the first run"
+    if found["status"] == "as registered":
+        return [f"{first}; run as registered."]
+    return [f"{first}. What departs from the registration:", *found["departures"]]
+
+
+def verdict_words(entry: Values, registered: bool) -> str:
+    """The verdict on a primary comparison."""
+    words = entry["verdict"]
+    if "equivalent" in entry and words != "not finished":
+        inside = "within" if entry["equivalent"] else "not shown to be within"
+        words += f"; {inside} {100 * entry['equivalence']:g} points of 0"
+    return words if registered or words == "not finished" else f"{words} (not registered)"
+
+
+def primary_table(results: Values) -> dict[str, Any]:
+    """The primary comparisons with their verdicts."""
+    registered = results["registration"]["status"] != "not registered"
+    rows = [
+        [
+            entry["name"],
+            f"{entry['outcome']}, {entry['data_set']}",
+            difference(entry),
+            f"{100 * (1 - entry['level']):.1f} %",
+            _p_value(entry["p_value"]),
+            _counts(entry),
+            verdict_words(entry, registered),
+        ]
+        for entry in results["primary"]
     ]
-    spans = [
-        (_place(data_set), len(list(of)))
-        for data_set, of in itertools.groupby(column[0] for column in columns)
+    head = ("Comparison", "Outcome", "Difference, points", "Interval", "p", "Compared", "Verdict")
+    return {"head": head, "rows": rows}
+
+
+def score_table(data_set: Values) -> dict[str, Any]:
+    """Every arm's scores on one data set."""
+    outcomes = [of for of in data_set["outcomes"].values() if of["arms"]]
+    arms = dict.fromkeys(arm for of in outcomes for arm in of["arms"])
+    head = ["Arm", *(_title(of) for of in outcomes)]
+    rows = [[arm, *(_score(of["arms"].get(arm), of["unit"]) for of in outcomes)] for arm in arms]
+    return {"head": head, "rows": rows}
+
+
+def comparison_table(data_set: Values) -> dict[str, Any]:
+    """Every comparison on one data set, outcome by outcome, controls included."""
+    outcomes = [of for of in data_set["outcomes"].values() if of["comparisons"]]
+    names = dict.fromkeys(name for of in outcomes for name in of["comparisons"])
+    rows = [
+        [
+            _title(of),
+            *(difference(of["comparisons"].get(name), of["unit"]) for name in names),
+            ", or ".join(dict.fromkeys(_counts(found) for found in of["comparisons"].values())),
+        ]
+        for of in outcomes
     ]
-    rows = {
-        arm: [(_score(outcome, arm), _gain(outcome, arm)) for _, outcome, _ in columns]
-        for group in results["groups"]
-        for arm in group["arms"]
-    }
-    titles = [f"{title} ({'%' if o['unit'] == 'points' else o['unit']})" for _, o, title in columns]
-    return {"spans": spans, "titles": titles, "rows": rows}
+    return {"head": ["Outcome", *names, "Compared"], "rows": rows}
 
 
-def _verdict_row(results: Values, arm: str) -> list[Values]:
-    """The verdicts on an arm, claim by claim; empty where there is none."""
-    return [claim["arms"].get(arm, {}) for claim in results["claims"] if claim["arms"]]
+def _title(outcome: Values) -> str:
+    unit = "%" if outcome["unit"] == "points" else outcome["unit"]
+    better = "" if outcome["higher_is_better"] else ", lower is better"
+    return f"{outcome['title']} ({unit}{better})"
 
 
-def _designs(results: Values) -> Iterator[str]:
-    """What the comparisons of each claim and group could have seen."""
-    for claim, group in itertools.product(results["claims"], results["groups"]):
-        for data_set in results["data_sets"]:
-            if data_set["key"] != claim["data_set"]:
-                continue
-            comparisons = [
-                comparison
-                for arm, comparison in data_set["outcomes"][claim["outcome"]]["comparisons"].items()
-                if arm in group["arms"] and comparison["seeds"] > 1 and comparison["detectable"]
-            ]
-            if comparisons:
-                seen = [100 * c["detectable"] for c in comparisons]
-                left_out = max(c["cases_left_out"] for c in comparisons)
-                yield (
-                    f"{claim['title']}, {data_set['key']}, over {group['baseline']}: "
-                    f"{min(seen):.1f} to {max(seen):.1f} points, with "
-                    f"{_range(comparisons, 'seeds')} seeds and {_range(comparisons, 'cases')} cases"
-                    + (f"; up to {left_out} more are undefined in a run" if left_out else "")
-                )
+def failures(results: Values) -> dict[str, Any]:
+    """How many runs of each arm failed, and which."""
+    runs: dict[str, int] = {}
+    for of in results["runs"]:
+        runs[of["arm"]] = runs.get(of["arm"], 0) + 1
+    failed: dict[str, dict[int, list[str]]] = {arm: {} for arm in runs}
+    for of in results["failed"]:
+        text = f"{of['class']} {100 * of['dice']:.1f} %"
+        failed[of["arm"]].setdefault(of["seed"], []).append(text)
+    rows = [
+        [
+            arm,
+            f"{len(failed[arm])} of {count}",
+            "; ".join(f"seed {seed}: {', '.join(of)}" for seed, of in failed[arm].items())
+            or NOTHING,
+        ]
+        for arm, count in runs.items()
+    ]
+    return {"head": ["Arm", "Failed runs", "Dice of the class"], "rows": rows}
 
 
-def _range(comparisons: Sequence[Values], key: str) -> str:
-    low, high = (of(c[key] for c in comparisons) for of in (min, max))
-    return str(low) if low == high else f"{low} to {high}"
+def _forest(results: Values, pens: Pens) -> Any:
+    rows = [
+        {"label": entry["name"], "pen": pens[next(iter(entry["contrast"]))]}
+        | {key: 100 * entry[key] for key in ("mean", "low", "high")}
+        for entry in results["primary"]
+        if entry["low"] is not None
+    ]
+    if not rows:
+        return None
+    margins = {entry["margin"] for entry in results["primary"] if entry["margin"]}
+    return study_charts.forest(
+        rows,
+        mark=100 * margins.pop() if len(margins) == 1 else None,
+        xlabel="difference in points",
+        alt="Primary comparisons with their intervals",
+    )
 
 
 def _figure(caption: str, svg: Any) -> dict[str, Any]:
     return {"caption": caption, "svg": svg}
 
 
-def _differences(data_set: Values, pens: Pens, claims: Sequence[Values]) -> dict[str, Any]:
-    """Gains of the arms, a chart for each outcome, with what a claim about it asks for."""
-    asked = {c["outcome"]: c["smallest_interesting"] for c in claims}
-    figures = []
-    for key, outcome in data_set["outcomes"].items():
-        scale, _ = _scale(outcome)
-        rows = [
-            {"label": arm, "pen": pens[arm]}
-            | {k: scale * comparison[k] for k in ("mean", "low", "high")}
-            for arm, comparison in _kept(outcome["comparisons"], pens).items()
-            if all(comparison[k] is not None for k in ("mean", "low", "high"))
-        ]
-        if rows:
-            chart = study_charts.forest(
-                rows,
-                mark=scale * asked[key] if key in asked else None,
-                xlabel=f"gain in {outcome['unit']}; right is better",
-                alt=_alt(f"Gain of each arm in {outcome['title']}", data_set, pens),
-            )
-            figures.append(_figure(outcome["title"], chart))
-    return {"figures": figures, "arms": []}  # every row has its name
-
-
-def _by_group(
-    results: Values, pens: Pens, make: Callable[..., dict[str, Any] | None], *more: Any
-) -> Iterator[dict[str, Any]]:
-    """What `make` draws for each data set and each group of arms with one baseline."""
+def _by_data_set(results: Values, pens: Pens, make: Any) -> Iterator[dict[str, Any]]:
+    """What `make` draws for each data set."""
     for data_set in results["data_sets"]:
-        for group in results["groups"]:
-            block = make(data_set, {arm: pens[arm] for arm in group["arms"]}, *more)
-            if block and (block.get("figures") or block.get("tables")):
-                heading = _place(data_set)
-                if len(results["groups"]) > 1:
-                    heading += f": {group['baseline']} and what is compared with it"
-                yield BLOCK | {"heading": heading, "arms": group["arms"]} | block
+        block = make(data_set, pens)
+        if block and (block.get("figures") or block.get("tables")):
+            yield BLOCK | {"heading": _place(data_set), "arms": list(pens)} | block
 
 
 def _alt(text: str, data_set: Values, pens: Pens) -> str:
@@ -297,8 +311,8 @@ def _plus_minus(value: Values) -> str:
     return f"{value['mean']:.2f}" + ("" if value["sd"] is None else f" ± {value['sd']:.2f}")
 
 
-def _explanation(data_set: Values, pens: Pens, folder: pathlib.Path | None) -> dict[str, Any]:
-    """Scores of the maps, and the maps of `folder` if there is one."""
+def _explanation(data_set: Values, pens: Pens) -> dict[str, Any]:
+    """Scores of the maps."""
     measured = data_set.get("explanation", {})
     arms = _kept(measured.get("arms", {}), pens)
     if not arms:
@@ -321,43 +335,11 @@ def _explanation(data_set: Values, pens: Pens, folder: pathlib.Path | None) -> d
                 ],
             }
         )
-    pictures = []
-    if folder:
-        pictures = [
-            {"arm": a, "pictures": _maps(folder, data_set, a, of)} for a, of in arms.items()
-        ]
-    return {"tables": tables, "pictures": [row for row in pictures if row["pictures"]]}
+    return {"tables": tables}
 
 
 def _correlation(value: float | None) -> str:
     return "undefined" if value is None else f"{value:+.2f}"
-
-
-def _maps(folder: pathlib.Path, data_set: Values, arm: str, of: Values) -> list[dict[str, str]]:
-    """The example maps of one run of an arm."""
-    name = f"{data_set['key']}-examples.npz"
-    path = folder / "runs" / arm / f"seed{of['seed']}" / "explanation" / name
-    if not path.exists():
-        return []
-    pictures = []
-    with np.load(path) as arrays:
-        for example in of["examples"]:
-            image, label, heat = (
-                arrays[f"{example['key']}_{part}"] for part in ("image", "label", "map")
-            )
-            mask = label == data_set["classes"].index(example["class"])
-            uri = overlays.data_uri(overlays.draw_map(image, heat, mask))
-            where = example["case"]
-            if example["slice"] is not None:
-                where += f", slice {example['slice']}"
-            pictures.append(
-                {
-                    "uri": uri,
-                    "alt": f"Map of {arm} for {example['class']} in {where}",
-                    "caption": f"{example['key']}: {example['class']}, {where}",
-                }
-            )
-    return pictures
 
 
 def _interactions(data_set: Values, pens: Pens) -> dict[str, Any]:
@@ -454,91 +436,53 @@ def _hardness(arms: Values) -> Iterator[dict[str, Any]]:
         yield {"head": head, "rows": [[arm, _correlation(of["mean"])] for arm, of in far.items()]}
 
 
-def _learning(
-    folder: pathlib.Path, groups: Sequence[Values], pens: Pens
-) -> Iterator[dict[str, Any]]:
-    for group in groups:
-        by_arm = {}
-        for arm in group["arms"]:
-            seeds = []
-            for path in sorted((folder / "runs" / arm).glob("seed*/metrics.jsonl")):
-                lines = [
-                    line
-                    for line in read_metrics(path)[0]
-                    if line["kind"] == "validation" and is_finite(line, "dice")
-                ]
-                if lines:
-                    seeds.append(([x["step"] for x in lines], [x["dice"] for x in lines]))
-            if seeds:
-                by_arm[arm] = seeds
-        if by_arm:
-            chart = study_charts.learning(
-                by_arm, pens, alt=f"Validation Dice of {', '.join(by_arm)}"
-            )
-            yield BLOCK | {
-                "heading": f"{group['baseline']} and what is compared with it",
-                "figures": [_figure("validation Dice", chart)],
-                "arms": group["arms"],
-            }
+def _learning(results: Values, pens: Pens) -> Iterator[dict[str, Any]]:
+    by_arm: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for of in results["runs"]:
+        if of["validation"]:
+            steps, dice = zip(*of["validation"], strict=True)
+            by_arm.setdefault(of["arm"], []).append((list(steps), list(dice)))
+    if by_arm:
+        chart = study_charts.learning(by_arm, pens, alt="Validation Dice of every arm")
+        yield BLOCK | {
+            "heading": "validation, from the first to the last epoch",
+            "figures": [_figure("validation Dice", chart)],
+            "arms": list(by_arm),
+        }
 
 
 def _markdown(results: Values) -> str:
-    """A line for each claim, and a table with a line for each arm."""
+    """What was registered, the primary comparisons, and every score and comparison."""
     study = results["study"]
-    data_sets = results["data_sets"]
-    inside = [data_set for data_set in data_sets if data_set["in_distribution"]]
-    outside = [data_set for data_set in data_sets if not data_set["in_distribution"]]
-
-    def cells(of: Sequence[Values], key: str, write: Callable[[Values, str], str], arm: str) -> str:
-        found = [write(d["outcomes"][key], arm) for d in of if key in d["outcomes"]]
-        return "; ".join(text for text in found if text)
-
     lines = [f"**{_escape(study['title'])}**", ""]
-    for claim in results["claims"]:
-        lines.append(f"- {claim['title']}: **{claim['status']}**; {_escape(claim['sentence'])}")
-    head = (
-        "Arm",
-        "Dice, %",
-        "Δ Dice [95 %]",
-        "Δ out of distribution [95 %]",
-        "Δ corrupted [95 %]",
-        "ECE around objects, %",
-        "Verdict",
-    )
-    lines += ["", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    for group in results["groups"]:
-        for arm in group["arms"]:
-            row = (
-                _escape(arm) + (" (control)" if arm in group["controls"] else ""),
-                cells(inside, "dice", _score, arm),
-                "baseline" if arm == group["baseline"] else cells(inside, "dice", _gain, arm),
-                cells(outside, "dice", _gain, arm),
-                cells(inside, "corrupted_dice", _gain, arm),
-                cells(inside, "ece_union", _score, arm),
-                _short_verdict(results, arm),
-            )
-            lines.append(f"| {' | '.join(cell or NOTHING for cell in row)} |")
-    lines += [
-        "",
-        f"Mean ± standard deviation over seeds; differences in points, paired by seed and case, "
-        f"with intervals over both; p corrected by Holm's method over {results['family']['size']} "
-        f"tests. Revision {_escape(str(study['revision']))}, {_escape(study['machine'])}, "
-        f"{study['wall_seconds'] / 3600:.1f} h.",
-    ]
+    lines += [_escape(sentence) for sentence in registration_sentences(results)]
     if results["missing"]:
         count = len(results["missing"])
-        lines += ["", f"Not finished: runs without results that others have: {count}."]
+        lines += ["", f"Not finished: {count} of {count + len(results['runs'])} runs are missing."]
+    if results["primary"]:
+        lines += ["", *markdown_table(primary_table(results))]
+    lines += ["", *markdown_table(failures(results))]
+    for data_set in results["data_sets"]:
+        lines += ["", f"**{_escape(_place(data_set))}**", ""]
+        lines += [*markdown_table(score_table(data_set)), ""]
+        lines += markdown_table(comparison_table(data_set))
+    lines += [
+        "",
+        "Scores: mean over units (patients or videos), then mean \N{PLUS-MINUS SIGN} standard "
+        "deviation over seeds. Differences: paired by seed and unit, with intervals of a mixed "
+        "model over both. Those of the first table are simultaneous (Holm); all others are 95 % "
+        "intervals, not corrected for their number, and no verdict follows from them.",
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _short_verdict(results: Values, arm: str) -> str:
-    statuses: dict[str, list[str]] = {}
-    for claim in results["claims"]:
-        if arm in claim["arms"]:
-            name = claim["key"].replace("_", " ")
-            statuses.setdefault(claim["arms"][arm]["status"], []).append(name)
-    order = ("supported", "undecided", "not supported")
-    return "; ".join(f"{s}: {', '.join(statuses[s])}" for s in order if s in statuses)
+def markdown_table(table: Values) -> list[str]:
+    """Its lines."""
+    rows = [table["head"], ["---"] * len(table["head"]), *table["rows"]]
+    return [
+        "| " + " | ".join(cell if cell == "---" else _escape(cell) for cell in row) + " |"
+        for row in rows
+    ]
 
 
 def _escape(text: str) -> str:

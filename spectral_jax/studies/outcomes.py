@@ -135,7 +135,9 @@ OUTCOMES = {
         "ECE after temperature scaling, around the truth", _of_case("ece_truth_scaled")
     ),
     "ece_equal_accuracy": _lower(
-        "the same at equal accuracy", _of_case("ece_truth_scaled"), covariate="accuracy_truth"
+        "ECE after temperature scaling, at equal accuracy",
+        _of_case("ece_truth_scaled"),
+        covariate="accuracy_truth",
     ),
     "accuracy_truth": Outcome("Accuracy around the truth", _of_case("accuracy_truth")),
     "ece_union": _lower("ECE around objects, as trained", _of_case("ece_union")),

@@ -84,7 +84,7 @@ def register(study: pathlib.Path, facts: Mapping[str, Any]) -> Registration:
             f"{file}: no such file; write there what is asked (hypotheses, primary, rule, unit, "
             "stopping, exclusions), as in the studies that come along"
         )
-    text = json.dumps(read_json(file, "mend it") | facts, indent=2)
+    text = json.dumps({**read_json(file, "mend it"), **facts}, indent=2)
     write_text(file, text + "\n")
     registered = read_registration(study)
     assert registered is not None

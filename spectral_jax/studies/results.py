@@ -74,7 +74,7 @@ def collect(
         "failed": list(_failed(records)),
         "missing": missing,
         "runs": [
-            {key: record[key] for key in ("arm", "seed", "started", "finished")}
+            {key: record[key] for key in ("arm", "seed", "started", "finished", "validation")}
             | {"revision": record["versions"]["revision"]}
             for record in records
         ],
@@ -286,8 +286,10 @@ def _check_registration(
     registration: Registration | None, records: Sequence[Values], missing: Sequence[str]
 ) -> dict[str, Any]:
     """Whether the results may be called registered, and what departs from what was."""
+    told = ("hypotheses", "unit", "rule", "stopping")
     if registration is None:
-        return {"status": UNREGISTERED, "why": ["there is no registration"], "departures": []}
+        nothing = {"why": ["there is no registration"], "departures": [], **dict.fromkeys(told)}
+        return {"status": UNREGISTERED, **nothing}
     why = []
     others = [record for record in records if record["registration"] != registration.sha256]
     if others:
@@ -315,5 +317,5 @@ def _check_registration(
         "departures": departures,
         "sha256": registration.sha256,
         "committed": committed,
-        **{key: registration.values.get(key) for key in ("hypotheses", "unit", "rule", "stopping")},
+        **{key: registration.values.get(key) for key in told},
     }

@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from experiments.study import choose
+from spectral_jax.training.config import ConfigError
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY_STUDY = """
 from experiments.configs import tiny
@@ -52,18 +55,23 @@ def test_parts_merge_and_what_is_done_is_done_wherever_the_study_goes_on(
         return ended.stdout
 
     study("--register", workdir=tmp_path / "a", results=tmp_path / "one")
-    study("--arms=none", workdir=tmp_path / "a", results=tmp_path / "one")
-    study("--arms=twin", "--seeds=8", workdir=tmp_path / "b", results=tmp_path / "two")
-    done = sorted(path.name for path in tmp_path.glob("*/records/*"))
-    assert done == ["none-seed7.json", "none-seed8.json", "twin-seed8.json"]
-    shutil.copytree(tmp_path / "two", tmp_path / "one", dirs_exist_ok=True)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("one/records/*")}
-    said = study(workdir=tmp_path / "c", results=tmp_path / "one")
-    assert "3 of 4 runs are done" in said
-    assert [path.name for path in tmp_path.glob("c/runs/*/seed*.log")] == ["seed7.log"]
-    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    study("--arms=none", "--seeds=7", workdir=tmp_path / "a", results=tmp_path / "one")
+    assert [path.name for path in tmp_path.glob("one/records/*")] == ["none-seed7.json"]
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    done = tmp_path / "two/records/none-seed7.json"
+    before = done.read_bytes(), done.stat().st_mtime_ns
+    said = study("--seeds=7", workdir=tmp_path / "b", results=tmp_path / "two")
+    assert "1 of 2 runs are done" in said
+    assert not (tmp_path / "b/runs/none").exists()
+    assert (done.read_bytes(), done.stat().st_mtime_ns) == before
+    assert f"report: {tmp_path / 'two' / 'report.html'}" in said
+    results = json.loads((tmp_path / "two/results.json").read_text())
+    assert results["missing"] == ["none, seed 8", "twin, seed 8"]
+    assert results["registration"]["why"] == [
+        "no commit holds this registration, so that nothing shows how old it is"
+    ]
 
-    twin = json.loads((tmp_path / "one/records/twin-seed7.json").read_text())
+    twin = json.loads((tmp_path / "two/records/twin-seed7.json").read_text())
     assert twin["config"]["objective"]["spectral"] == "concordance"
     assert twin["config"]["train"]["seed"] == 7
     assert twin["departures"] == []
@@ -77,7 +85,6 @@ def test_what_is_not_there_is_named(tmp_path):
     ended = run_study("--study=none.py", f"--workdir={tmp_path}")
     assert ended.returncode == 2
     assert "--study=none.py: no such file" in ended.stderr
-    study = "--study=experiments/studies/heart.py"
-    ended = run_study(study, f"--workdir={tmp_path}", "--arms=nothing")
-    assert ended.returncode == 2
-    assert "--arms=nothing: this study has none, paper, midband, twin" in ended.stderr
+    with pytest.raises(ConfigError, match=r"--arms=nothing: this study has none, twin"):
+        choose("arms", ["nothing"], ["none", "twin"])
+    assert choose("seeds", ["9", "7"], ["7", "8", "9"]) == ["7", "9"]
