@@ -20,6 +20,7 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -150,6 +151,7 @@ class Progress:
 
 
 def main() -> None:
+    warnings.filterwarnings("ignore", module="pydicom")  # of files that break small rules
     paths = split_paths(INPUT.value)
     output = pathlib.Path(OUTPUT.value).expanduser()
     sources = inference.find_sources(paths, output)

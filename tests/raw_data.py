@@ -1,11 +1,14 @@
 """Raw data for tests: links to real samples, and layouts without a sample made of real voxels."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel
 import numpy as np
+import pytest
 
 TO_BTCV = {1: 1, 2: 2, 3: 3, 4: 4, 15: 5, 5: 6, 6: 7, 52: 8, 63: 9, 64: 10, 7: 11, 8: 12, 9: 13}
 TRANSUNET_FROM_BTCV = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
@@ -104,3 +107,62 @@ def write_acdc(shared_data: Path, root: Path) -> Path:
                 file = nibabel.Nifti1Image(volume.transpose(2, 1, 0), np.diag((1.5, 1.5, 10, 1)))
                 nibabel.save(file, root / patient / f"{patient}_{ours}{suffix}.nii.gz")
     return root
+
+
+def write_series(
+    file: Path | nibabel.Nifti1Image,
+    folder: Path,
+    modality: str = "MR",
+    change: Callable[[int, Any], Any] = lambda index, dataset: dataset,
+    **save: Any,
+) -> np.ndarray:
+    """A NIfTI file as a DICOM series, in shuffled files; returns its voxels as displayed.
+
+    `change` gets each slice, from below, and returns it changed, or None to leave it out.
+    """
+    pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra: [dicom]")
+    pytest.importorskip("highdicom", reason="DICOM needs the extra: [dicom]")
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    nifti = nibabel.load(file) if isinstance(file, Path) else file
+    # columns to the left, rows to the back, slices upwards: LPS
+    ras = nibabel.as_closest_canonical(nifti)
+    voxels = np.rint(np.asarray(ras.dataobj)).astype(np.uint16)[::-1, ::-1].transpose(2, 1, 0)
+    spacing = [float(zoom) for zoom in ras.header.get_zooms()]
+    folder.mkdir(parents=True)
+    common = {
+        "SOPClassUID": pydicom.uid.MRImageStorage,
+        "StudyInstanceUID": generate_uid(),
+        "SeriesInstanceUID": generate_uid(),
+        "FrameOfReferenceUID": generate_uid(),
+        "Modality": modality,
+        **DICOM_PATIENT,
+        "Rows": voxels.shape[1],
+        "Columns": voxels.shape[2],
+        "PixelSpacing": [spacing[1], spacing[0]],
+        "SliceThickness": spacing[2],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 0,
+    }
+    order = np.random.default_rng(0).permutation(len(voxels))
+    for number, index in enumerate(order):
+        dataset = pydicom.Dataset()
+        for key, value in common.items():
+            setattr(dataset, key, value)
+        dataset.SOPInstanceUID = generate_uid()
+        dataset.InstanceNumber = number + 1
+        dataset.ImagePositionPatient = [-11.0, 7.0, 30.0 + spacing[2] * int(index)]
+        dataset.PixelData = voxels[index].tobytes()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset = change(int(index), dataset)
+        if dataset is not None:
+            dataset.save_as(folder / f"{number:03d}.dcm", **({"enforce_file_format": True} | save))
+    return voxels

@@ -258,10 +258,11 @@ def test_prepared_is_what_the_files_hold(name, shared_data, tmp_path):
 
 def test_spacing_is_kept(shared_data, tmp_path):
     root = link(shared_data / "Task04_Hippocampus", tmp_path / "raw", r"dataset.json|.*_00[47].*")
-    path = root / "imagesTr/hippocampus_004.nii.gz"
-    voxels = np.asarray(nibabel.load(path).dataobj)
-    path.unlink()  # the link
-    nibabel.save(nibabel.Nifti1Image(voxels, np.diag((2.0, 3.0, 4.0, 1.0))), path)
+    for kind in ("images", "labels"):
+        path = root / f"{kind}Tr/hippocampus_004.nii.gz"
+        voxels = np.asarray(nibabel.load(path).dataobj)
+        path.unlink()  # the link
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag((2.0, 3.0, 4.0, 1.0))), path)
     folder = prepare(DATASETS["decathlon"], root=root, data_dir=tmp_path / "prepared")
     spacings = {
         case: Split(folder, split).volume(case).spacing_mm

@@ -124,7 +124,7 @@ DAMAGE = {
     "label volume of another size": (
         HIPPOCAMPUS,
         lambda root: rewrite_nifti(root / "labelsTr/hippocampus_004.nii.gz", lambda v: v[1:]),
-        r"labelsTr/hippocampus_004\.nii\.gz: the mask is 38x52x35.*38x52x36",
+        r"labelsTr/hippocampus_004\.nii\.gz: the mask is 35x52x38 .*36x52x38",
     ),
     "slice of another size": (
         ACDC,
@@ -146,7 +146,7 @@ DAMAGE = {
     "half a label": (
         HIPPOCAMPUS,
         lambda root: rewrite_nifti(root / "labelsTr/hippocampus_004.nii.gz", first_voxel(0.5)),
-        r"labelsTr/hippocampus_004\.nii\.gz: the label holds the value 0\.5",
+        r"labelsTr/hippocampus_004\.nii\.gz: the label holds the values 0\.5; expected whole",
     ),
     "mask that is not black and white": (
         ("chasedb1", "CHASEDB1", r"Image_0[12].*"),
@@ -205,7 +205,7 @@ DAMAGE = {
     "broken dataset.json": (
         HIPPOCAMPUS,
         lambda root: replace_by_text(root / "dataset.json", '{"labels": {}}'),
-        r"dataset\.json: not as the Decathlon writes it: KeyError\('modality'\)",
+        r"dataset\.json: no entries under 'modality' or 'channel_names'; it has 'labels\'",
     ),
     "another layout": (
         ("synapse", "CHASEDB1", ".*"),

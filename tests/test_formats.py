@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from raw_data import DICOM_PATIENT
 
-from spectral_jax.data.formats import file_kind, group_series, read_scan
+from spectral_jax.data.dicom import group_series
+from spectral_jax.data.formats import file_kind, read_scan
 from spectral_jax.data.volumes import DataError
 
 CLASSES = ("background", "one", "two")
@@ -79,7 +80,7 @@ def test_nifti_keeps_header_and_place(kind, axes, rng, tmp_path):
 def test_one_volume_of_several_is_taken_only_when_asked(tmp_path):
     voxels = np.arange(2 * 3 * 4 * 2, dtype=np.int16).reshape(2, 3, 4, 2)
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii")
-    with pytest.raises(DataError, match=r"a\.nii: holds 2 volumes; the network sees one"):
+    with pytest.raises(DataError, match=r"a\.nii: holds 2 volumes; expected one"):
         read_scan([tmp_path / "a.nii"])
     scan = read_scan([tmp_path / "a.nii"], channel=1)
     np.testing.assert_array_equal(scan.image[..., 0], voxels[..., 1].T)
@@ -158,7 +159,7 @@ def test_dicom_that_cannot_be_read_stands_alone(tmp_path):
     files = [tmp_path / "a.dcm", tmp_path / "b.dcm"]
     for file in files:
         file.write_bytes(b"no DICOM")
-    assert group_series(files) == [[files[0]], [files[1]]]
+    assert group_series(files) == ([[files[0]], [files[1]]], {})
 
 
 def test_a_dicom_photograph_is_seen_as_displayed(rng, tmp_path):

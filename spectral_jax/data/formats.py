@@ -5,25 +5,25 @@ the same size: class numbers as an 8-bit picture (in the place of a JPEG, which 
 PNG), as a NIfTI file with the affine and header of the image, or as `label` in HDF5 or npz. Of a
 DICOM series come a NIfTI file and a DICOM segmentation. No file is ever half-written.
 
-DICOM needs `pip install 'spectral_jax[dicom]'`. A series is seen as the NIfTI file that dcm2niix
-makes of it: columns, rows from the last, slices along their normal.
+Volumes are turned to the orientation that the network was trained in, and what is written is turned
+back to the axes of the file.
 """
 
 import dataclasses
 import pathlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import h5py
 import nibabel
 import numpy as np
 from jaxtyping import Float, Num, UInt8
-from PIL import Image, ImageColor
+from PIL import Image
 
-from spectral_jax.data import headers, pictures, volumes
-from spectral_jax.data.volumes import DataError, Spacing, named
+from spectral_jax.data import dicom, pictures, volumes
+from spectral_jax.data.geometry import Grid, Turn, turn_to, turned_sides
+from spectral_jax.data.volumes import DataError, Spacing
 from spectral_jax.files import written_whole
 
 PICTURE_ENDINGS = pictures.ENDINGS
@@ -43,6 +43,7 @@ class Scan:
       spacing_mm: `(depth, height, width)` of a voxel, or None where unknown.
       kind: "picture", "nifti", "arrays" or "dicom".
       modality: of DICOM, such as "CT"; "" where the file does not tell.
+      rescaled: of DICOM, whether the files say how stored values become those of the modality.
       notes: what was read otherwise than it is stored, for a person to know.
       write_labels: writes class numbers `[depth, height, width]` to a path without an ending, in
         the classes given as names and colours, and returns the files.
@@ -60,20 +61,23 @@ class Scan:
         [Float[np.ndarray, "depth height width classes"], pathlib.Path], pathlib.Path
     ]
     modality: str = ""
+    rescaled: bool = False
     notes: tuple[str, ...] = ()
 
 
 def read_scan(
     files: Sequence[pathlib.Path],
-    axes: Sequence[int] = AXES,
+    axes: tuple[int, ...] = AXES,
     channel: int | None = None,
+    orientation: str = "",
 ) -> Scan:
     """Reads a case.
 
     Args:
       files: one picture, NIfTI, HDF5 or npz file, or those of a DICOM series.
-      axes: those of a NIfTI file that become depth, height and width.
+      axes: those of a NIfTI file, once turned, that become depth, height and width.
       channel: which volume to take of a NIfTI file that holds several; None if it may not.
+      orientation: what volumes are turned to: see `spectral_jax.data.geometry`; "" for none.
 
     Raises:
       DataError: for damaged files, and for those that are no single case; it names the file.
@@ -83,11 +87,11 @@ def read_scan(
     if kind == "picture":
         return _read_picture(first)
     if kind == "nifti":
-        return _read_nifti(first, axes, channel)
+        return _read_nifti(first, partial(turn_to, orientation=orientation, axes=axes), channel)
     if kind == "arrays":
         return _read_arrays(first)
     if kind == "dicom":
-        return _read_dicom(files, axes)
+        return _read_dicom(files, partial(turn_to, orientation=orientation, axes=axes))
     known = (*PICTURE_ENDINGS, *NIFTI_ENDINGS, *ARRAY_ENDINGS, *DICOM_ENDINGS)
     raise DataError(f"{first}: expected DICOM, or a file that ends in {', '.join(known)}")
 
@@ -107,10 +111,8 @@ def file_kind(path: pathlib.Path) -> str:
         if path.name.lower().endswith(of_kind):
             return kind
     # names of DICOM files are often numbers with dots
-    if path.is_file() and not path.suffix.strip(".0123456789"):
-        with path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                return "dicom"
+    if path.is_file() and not path.suffix.strip(".0123456789") and dicom.starts_as_dicom(path):
+        return "dicom"
     return ""
 
 
@@ -176,35 +178,30 @@ def _write_npz_probabilities(probabilities, stem):
     return target
 
 
-def _read_nifti(path: pathlib.Path, axes: Sequence[int], channel: int | None) -> Scan:
-    with named(path, "NIfTI file"):
-        headers.check_nifti(path)
-        file = nibabel.load(path)
-        header, affine, shape = file.header, file.affine, file.shape
-    if channel is None and len(shape) == 4 and shape[3] > 1:
-        raise DataError(f"{path}: holds {shape[3]} volumes; the network sees one")
-    image, spacing_mm = volumes.read_nifti(path, axes, channel or 0)
-    if image.dtype.kind not in "biuf":
-        raise DataError(f"{path}: voxels of type {image.dtype}; expected numbers")
+def _read_nifti(path: pathlib.Path, find_turn: Callable[[Grid], Turn], channel: int | None) -> Scan:
+    voxels, grid, sides_mm = volumes.read_nifti(path, channel)
+    file = volumes.open_nifti(path).file
+    header, affine, shape = file.header, file.affine, file.shape[:3]
+    turn = find_turn(grid)
 
     def write_labels(labels, stem, classes, colors):
         target = _beside(stem, labels_ending(path))
-        _save_nifti(labels.transpose(np.argsort(axes)), header, affine, target)
+        _save_nifti(turn.undo(labels).reshape(shape), header, affine, target)
         return [target]
 
     return Scan(
-        image[..., None],
-        spacing_mm,
+        turn.apply(voxels)[..., None],
+        turned_sides(sides_mm, turn),
         "nifti",
         write_labels,
-        _nifti_probabilities(header, affine, axes),
+        _nifti_probabilities(header, affine, turn),
     )
 
 
-def _nifti_probabilities(header: Any, affine: np.ndarray, axes: Sequence[int]):
+def _nifti_probabilities(header: Any, affine: np.ndarray, turn: Turn):
     def write_probabilities(probabilities, stem):
         target = _beside(stem, "_probabilities.nii.gz")
-        volume = probabilities.transpose(*np.argsort(axes), 3).astype(np.float32)
+        volume = turn.undo(probabilities).astype(np.float32)
         _save_nifti(volume, header, affine, target)
         return target
 
@@ -248,184 +245,49 @@ def _read_arrays(path: pathlib.Path) -> Scan:
     return Scan(image, None, "arrays", write_labels, _write_npz_probabilities)
 
 
-def group_series(files: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
-    """DICOM files by the series that they belong to; those that cannot be read stand alone."""
-    groups: dict[str, list[pathlib.Path]] = {}
-    for path in files:
+def _read_dicom(files: Sequence[pathlib.Path], find_turn: Callable[[Grid], Turn]) -> Scan:
+    """A series as a volume, a single picture as it is displayed."""
+    found = dicom.read_pixels(files)
+    if found.grid is None:
+        height, width = found.array.shape[:2]
+        sides = found.sides_mm or (1.0, 1.0, 1.0)
+        grid, sides_mm = (
+            Grid((width, height, 1), np.diag([*sides[:0:-1], 1.0, 1.0])),
+            found.sides_mm,
+        )
+        image, turn = found.array[None], Turn(AXES)
+        write_probabilities = _write_npz_probabilities
+    else:
+        assert found.sides_mm is not None
+        grid = found.grid
+        turn = find_turn(grid)
+        image, sides_mm = turn.apply(found.array)[..., None], turned_sides(found.sides_mm, turn)
+        write_probabilities = _nifti_probabilities(_millimetres(), grid.affine, turn)
+
+    def write_labels(labels, stem, classes, colors):
+        in_file = turn.undo(labels)
+        nifti, segmentation = _beside(stem, ".nii.gz"), _beside(stem, ".dcm")
+        _save_nifti(in_file, _millimetres(), grid.affine, nifti)
+        of_slices = in_file if found.grid is None else in_file[:, ::-1]
+        of_slices = np.ascontiguousarray(of_slices.transpose(2, 1, 0))
         try:
-            with _named_dicom(path):
-                pydicom = _pydicom()
-                headers.check_deflated(path)
-                header = pydicom.dcmread(path, stop_before_pixels=True)
-                series = str(header.SeriesInstanceUID)
-        except DataError:
-            series = str(path)  # reading it as a case will tell what is wrong
-        groups.setdefault(series, []).append(path)
-    return list(groups.values())
+            dicom.write_segmentation(found.sources, of_slices, classes, colors, segmentation)
+        except DataError as error:
+            raise DataError(f"{error}; the NIfTI file {nifti} is written") from error
+        return [nifti, segmentation]
+
+    return Scan(
+        image,
+        sides_mm,
+        "dicom",
+        write_labels,
+        write_probabilities,
+        modality=found.modality,
+        rescaled=found.rescaled,
+    )
 
 
-@contextmanager
-def _named_dicom(path: pathlib.Path, kind: str = "DICOM image") -> Iterator[None]:
-    """Turns what pydicom and highdicom raise too into a DataError."""
-    with named(path, kind):
-        yield
-
-
-def _pydicom():
-    try:
-        import pydicom
-        import pydicom.errors
-    except ImportError:
-        raise DataError("DICOM needs pydicom: pip install 'spectral_jax[dicom]'") from None
-    return pydicom
-
-
-def _read_dicom(files: Sequence[pathlib.Path], axes: Sequence[int]) -> Scan:
-    try:
-        import highdicom
-    except ImportError:
-        raise DataError(
-            f"{files[0]}: DICOM needs highdicom: pip install 'spectral_jax[dicom]'"
-        ) from None
-    datasets = []
-    for path in files:
-        with _named_dicom(path):
-            pydicom = _pydicom()
-            headers.check_deflated(path)
-            datasets.append(pydicom.dcmread(path))
-            headers.check_dicom(path, datasets[-1])
-            datasets[-1].PixelData  # noqa: B018  # a file without pixels is named
-    first = datasets[0]
-    if int(first.get("NumberOfFrames", 1)) > 1:
-        raise DataError(f"{files[0]}: holds several frames; expected a file for each slice")
-    if "ImagePositionPatient" not in first:
-        return _read_dicom_picture(files, datasets)
-    with _named_dicom(files[0], "series of evenly spaced slices"):
-        volume = highdicom.get_volume_from_series(datasets, dtype=np.float32)
-    if volume.array.ndim != 3:
-        raise DataError(f"{files[0]}: colour slices; expected grey ones")
-    # [columns, rows from the last, slices along their normal], as dcm2niix writes it
-    along_normal = np.dot(volume.spacing_vectors()[0], _normal(first)) > 0
-    as_nifti = volume.permute_spatial_axes([2, 1, 0]).flip_spatial(1)
-    as_nifti = as_nifti if along_normal else as_nifti.flip_spatial(2)
-    nifti = as_nifti.to_nibabel()
-    header, affine = nifti.header, nifti.affine
+def _millimetres() -> nibabel.Nifti1Header:
+    header = nibabel.Nifti1Header()
     header.set_xyzt_units("mm")
-    image = np.asarray(as_nifti.array).transpose(axes)
-    zooms = [float(zoom) for zoom in header.get_zooms()]
-
-    def write_labels(labels, stem, classes, colors):
-        in_file = labels.transpose(np.argsort(axes))
-        as_read = in_file if along_normal else in_file[..., ::-1]
-        array = np.ascontiguousarray(as_read[:, ::-1].transpose(2, 1, 0))
-        target, segmentation = _beside(stem, ".nii.gz"), _beside(stem, ".dcm")
-        with _named_dicom(files[0], "source of a DICOM segmentation"):
-            _save_segmentation(datasets, volume.with_array(array), classes, colors, segmentation)
-        _save_nifti(in_file, header, affine, target)
-        return [target, segmentation]
-
-    return Scan(
-        image[..., None],
-        (zooms[axes[0]], zooms[axes[1]], zooms[axes[2]]),
-        "dicom",
-        write_labels,
-        _nifti_probabilities(header, affine, axes),
-        modality=str(first.get("Modality", "")),
-    )
-
-
-def _normal(dataset: Any) -> np.ndarray:
-    row, column = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
-    return np.cross(row, column)
-
-
-def _read_dicom_picture(files: Sequence[pathlib.Path], datasets: Sequence[Any]) -> Scan:
-    """A radiograph or photograph, as it is displayed."""
-    if len(files) > 1:
-        raise DataError(
-            f"{files[0]}: {len(files)} pictures in one series without positions; give their files "
-            "one by one"
-        )
-    from pydicom import pixels
-
-    (path,), (dataset,) = files, datasets
-    with _named_dicom(path):
-        image = pixels.pixel_array(dataset)  # colour becomes RGB
-        rescaled = pixels.apply_rescale(image, dataset)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        raise DataError(f"{path}: MONOCHROME1, in which 0 is white; invert it first")
-    stored = int(dataset.get("BitsStored", 0))
-    if image.ndim == 2 and (stored not in (8, 16) or np.any(rescaled != image)):
-        image = rescaled.astype(np.float32)  # no picture whose type tells its range
-    spacing = dataset.get("PixelSpacing", dataset.get("ImagerPixelSpacing"))
-    spacing_mm = None if spacing is None else (1.0, float(spacing[0]), float(spacing[1]))
-    size = image.shape[:2]
-
-    def write_labels(labels, stem, classes, colors):
-        target, segmentation = _beside(stem, ".nii.gz"), _beside(stem, ".dcm")
-        with _named_dicom(path, "source of a DICOM segmentation"):
-            _save_segmentation(datasets, labels, classes, colors, segmentation)
-        affine = np.diag([*(spacing_mm or (1.0, 1.0, 1.0))[:0:-1], 1.0, 1.0])
-        _save_nifti(labels.transpose(2, 1, 0), nibabel.Nifti1Header(), affine, target)
-        return [target, segmentation]
-
-    return Scan(
-        image.reshape(1, *size, -1),
-        spacing_mm,
-        "dicom",
-        write_labels,
-        _write_npz_probabilities,
-        modality=str(dataset.get("Modality", "")),
-    )
-
-
-def _save_segmentation(
-    sources: Sequence[Any],
-    labels: Any,
-    classes: Sequence[str],
-    colors: Sequence[str],
-    target: pathlib.Path,
-) -> None:
-    """Writes a DICOM segmentation, a segment for each class but the background."""
-    import highdicom
-    from pydicom.sr.coding import Code
-    from pydicom.uid import generate_uid
-
-    import spectral_jax
-
-    # names of classes are free text, for which there are no finer codes
-    body_structure = Code("123037004", "SCT", "Body structure")
-    segments = [
-        highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=name,
-            segmented_property_category=body_structure,
-            segmented_property_type=body_structure,
-            display_color=highdicom.color.CIELabColor.from_rgb(*ImageColor.getrgb(color)),
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                name="spectral_jax",
-                version=spectral_jax.__version__,
-                family=Code("123110", "DCM", "Artificial Intelligence"),
-            ),
-        )
-        for number, (name, color) in enumerate(zip(classes[1:], colors[1:], strict=True), start=1)
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of empty segmentations, and of the sources' own values
-        segmentation = highdicom.seg.Segmentation(
-            source_images=sources,
-            pixel_array=labels,
-            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=segments,
-            series_instance_uid=generate_uid(),
-            series_number=100,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer="spectral_jax",
-            manufacturer_model_name="spectral_jax",
-            software_versions=spectral_jax.__version__,
-            device_serial_number="0",
-        )
-    with written_whole(target) as temporary:
-        segmentation.save_as(temporary)
+    return header

@@ -44,7 +44,9 @@ class DatasetInfo:
       channels: of the images, 1 or 3.
       intensity: how intensities were scaled, a key of `spectral_jax.data.volumes.INTENSITIES`.
       licence: as far as known.
-      axes: those of a NIfTI file that became depth, height and width.
+      orientation: what NIfTI files were turned to, see `spectral_jax.data.geometry`; "" where they
+        were used as stored, as older versions did, or had none, as pictures.
+      axes: those of a NIfTI file, once turned, that became depth, height and width.
       volume: which one was taken of NIfTI files that hold several; None if each holds one.
       bits: how many bits the values of 16-bit pictures used before they were stored in full range.
     """
@@ -59,6 +61,7 @@ class DatasetInfo:
     axes: tuple[int, ...] = ()
     volume: int | None = None
     bits: int = 16
+    orientation: str = ""
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -137,6 +140,7 @@ class Split:
             axes=tuple(metadata.get("axes", ())),
             volume=metadata.get("volume"),
             bits=metadata.get("bits", 16),
+            orientation=metadata.get("orientation", ""),
         )
         # pictures stay PNG bytes here: tensorflow-datasets decodes 16 bit with OpenCV only
         skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}

@@ -1,8 +1,7 @@
 """Files of raw data as arrays: NIfTI, HDF5 and npz; and how intensities are scaled.
 
-Volumes are `[depth, height, width]`, which are the last, the second and the first axis of a NIfTI
-file: the order in which SimpleITK returns them. Nothing is resampled or turned, so that a voxel
-keeps its place and a prediction can be written back.
+NIfTI volumes come in the axes of their file, with their place in the patient; `geometry` turns them
+to depth, height and width. Nothing is resampled, so that a prediction can be written back.
 
 Every failure is a `DataError` that names the file.
 """
@@ -11,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import nibabel
@@ -19,10 +19,12 @@ from jaxtyping import Num, UInt8
 
 from spectral_jax import limits
 from spectral_jax.data import headers
+from spectral_jax.data.geometry import Grid
 
 Spacing = tuple[float, float, float]
 CT_WINDOW = (-125.0, 275.0)  # Hounsfield units; soft tissue, as TransUNet uses for Synapse
 MRI_PERCENTILES = (0.5, 99.5)
+LABEL_TOLERANCE = 1e-3  # what scaling in a file's header may add to whole numbers
 
 
 class DataError(ValueError):
@@ -50,30 +52,77 @@ def named(path: Path, kind: str) -> Iterator[None]:
         raise DataError(f"{path}: damaged, or no {kind}: {error}") from error
 
 
-def read_nifti(
-    path: Path, axes: Sequence[int] = (2, 1, 0), channel: int = 0
-) -> tuple[Num[np.ndarray, "depth height width"], Spacing]:
-    """Returns a volume and its spacing in mm.
+class Nifti(NamedTuple):
+    """A NIfTI file whose voxels are not read yet.
 
-    Args:
-      path: a `.nii` or `.nii.gz`.
-      axes: the file's axes that become depth, height and width.
-      channel: which volume to take of a file that holds several.
+    Attributes:
+      file: of nibabel.
+      volumes: how many it holds.
+      grid: where its voxels lie.
+      spacing_mm: of the three axes, as the header has it.
     """
+
+    file: Any
+    volumes: int
+    grid: Grid
+    spacing_mm: Spacing
+
+
+def open_nifti(path: Path) -> Nifti:
+    """Reads the header of a `.nii` or `.nii.gz`; a file of two dimensions is a single slice."""
     with named(path, "NIfTI file"):
         headers.check_nifti(path)
         file = nibabel.load(path)
-        volume = np.asarray(file.dataobj)
-        zooms = file.header.get_zooms()
-    if volume.ndim == 4:
-        if channel >= volume.shape[3]:
-            raise DataError(f"{path}: no channel {channel}; it has {volume.shape[3]}, from 0")
-        volume = volume[..., channel]
-    if volume.ndim != 3:
-        raise DataError(f"{path}: expected a volume, got the shape {volume.shape}")
-    check_finite(volume, path)
-    depth, height, width = (float(zooms[axis]) for axis in axes)
-    return volume.transpose(axes), (depth, height, width)
+        shape, kind = file.shape, file.get_data_dtype()
+        if kind.names or kind.kind not in "biuf":
+            voxel = "".join(kind.names) if kind.names else kind
+            raise DataError(f"{path}: voxels of type {voxel}; expected one real number each")
+        if len(shape) < 2 or min(shape) < 1:
+            raise DataError(f"{path}: expected a volume, got the shape {shape}")
+        width, height, depth = (*shape, 1)[:3]
+        known = any(file.header.get(f"{form}_code", 1) for form in ("sform", "qform"))
+        grid = Grid((width, height, depth), np.asarray(file.affine, float), bool(known))
+        grid.check()
+        unit = file.header.get_xyzt_units()[0] if hasattr(file.header, "get_xyzt_units") else "mm"
+        to_mm = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
+        zooms = [float(zoom) * to_mm for zoom in (*file.header.get_zooms(), 1)[:3]]
+    return Nifti(file, int(np.prod(shape[3:])), grid, (zooms[0], zooms[1], zooms[2]))
+
+
+def read_nifti(
+    path: Path, volume: int | None = None
+) -> tuple[Num[np.ndarray, "x y z"], Grid, Spacing]:
+    """Returns the voxels of a NIfTI file in its own axes, their place, and their sides in mm.
+
+    Args:
+      path: a `.nii` or `.nii.gz`.
+      volume: which one to take of a file that holds several; None if it may not.
+    """
+    nifti = open_nifti(path)
+    if volume is None and nifti.volumes > 1:
+        raise DataError(f"{path}: holds {nifti.volumes} volumes; expected one")
+    if volume is not None and volume >= nifti.volumes:
+        raise DataError(f"{path}: no volume {volume}; it has {nifti.volumes}, from 0")
+    with named(path, "NIfTI file"):
+        if nifti.volumes == 1:
+            voxels = np.asarray(nifti.file.dataobj)
+        else:
+            voxels = np.asarray(nifti.file.dataobj[..., volume])  # of the others nothing is kept
+        voxels = voxels.reshape(nifti.grid.shape)
+    check_finite(voxels, path)
+    return voxels, nifti.grid, nifti.spacing_mm
+
+
+def read_nifti_label(path: Path) -> tuple[Num[np.ndarray, "x y z"], Grid]:
+    """Returns class numbers in the axes of their file, as they are stored, and their place."""
+    count = open_nifti(path).volumes
+    if count > 1:
+        raise DataError(
+            f"{path}: the label holds {count} volumes; expected one of class numbers. If each is "
+            "the mask of a class (one-hot), save their argmax over the last axis as whole numbers"
+        )
+    voxels, grid, _ = read_nifti(path)
+    return voxels, grid
 
 
 def read_arrays(path: Path, *keys: str) -> tuple[np.ndarray, ...]:
@@ -106,16 +155,20 @@ def check_finite(array: np.ndarray, path: Path) -> None:
 
 
 def as_label(array: np.ndarray, path: Path) -> UInt8[np.ndarray, "..."]:
-    """Returns class numbers, stored as whatever type, as uint8."""
+    """Returns class numbers, stored as whatever type, as uint8; they are whole to within 1e-3."""
     check_finite(array, path)
-    with np.errstate(invalid="ignore"):  # what does not fit is found in the next line
-        label = array.astype(np.uint8)
-    if (label != array).any():
-        wrong = array[label != array].flat[0]
-        raise DataError(
-            f"{path}: the label holds the value {wrong}; expected whole numbers, 0 to 255"
+    whole = np.rint(array)
+    wrong = (np.abs(array - whole) > LABEL_TOLERANCE) | (whole < 0) | (whole > 255)
+    if wrong.any():
+        values = np.unique(array[wrong])
+        some = ", ".join(f"{value:g}" for value in values[:5]) + (
+            ", ..." if values.size > 5 else ""
         )
-    return label
+        raise DataError(
+            f"{path}: the label holds the values {some}; expected whole numbers, 0 to 255. Labels "
+            "are resampled with the nearest neighbour, and probabilities saved as their argmax"
+        )
+    return whole.astype(np.uint8)
 
 
 def relabel(
@@ -128,6 +181,16 @@ def relabel(
     if unknown.size:
         raise DataError(f"{path}: the label holds {unknown[0]}; expected 0 and {sorted(numbers)}")
     return table[label]
+
+
+def check_hounsfield(image: np.ndarray, path: Path, advice: str) -> None:
+    """Raises DataError unless some value is below 0, as air and fat are; `advice` ends the text."""
+    lowest = image.min()
+    if lowest >= 0:
+        raise DataError(
+            f"{path}: no value is below 0 (the lowest is {lowest:g}), so these are no Hounsfield "
+            f"units; {advice}"
+        )
 
 
 def unit(image: np.ndarray) -> np.ndarray:

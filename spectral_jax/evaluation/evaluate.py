@@ -12,8 +12,9 @@ from etils import epath
 from tqdm import tqdm
 
 from spectral_jax.data.datasets import DATASETS, label_map
+from spectral_jax.data.geometry import AS_ACQUIRED, Turn, turn_between, turned_sides
 from spectral_jax.data.pictures import fit_channels
-from spectral_jax.data.sources import Split, Volume
+from spectral_jax.data.sources import DatasetInfo, Split, Volume
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.files import write_arrays, write_json
 from spectral_jax.metrics import score_case, summarise
@@ -127,18 +128,23 @@ class MatchedCases:
         self._kept[self.scored] = self.scored
         self._channels = ours.channels
         self._split = split
+        self._turn = _turn_between(theirs, ours)
 
     def volume(self, name: str) -> Volume:
-        """The case, with labels that mean the network's classes.
+        """The case, turned as in training, with labels that mean the network's classes.
 
         Raises:
           DataError: for colour where the network sees grey.
         """
         volume = self._split.volume(name)
+        spacing = volume.spacing_mm and turned_sides(volume.spacing_mm, self._turn)
         return dataclasses.replace(
             volume,
-            image=fit_channels(volume.image, self._channels, f"{self._split.info.name}, {name}"),
-            label=self._table[volume.label],
+            image=fit_channels(
+                self._turn.apply(volume.image), self._channels, f"{self._split.info.name}, {name}"
+            ),
+            label=self._table[self._turn.apply(volume.label)],
+            spacing_mm=spacing,
         )
 
     def restrict(self, prediction: np.ndarray) -> np.ndarray:
@@ -151,6 +157,16 @@ class MatchedCases:
             return probabilities
         merge = np.eye(len(self._kept), dtype=probabilities.dtype)[self._kept]
         return probabilities @ merge
+
+
+def _turn_between(theirs: DatasetInfo, ours: DatasetInfo) -> Turn:
+    """How prepared volumes of a set come to lie as those that a network was trained on."""
+    letters = [
+        "".join(info.orientation[axis] for axis in info.axes or (2, 1, 0))
+        for info in (theirs, ours)
+        if info.orientation and info.orientation != AS_ACQUIRED
+    ]
+    return turn_between(*letters) if len(letters) == 2 else Turn((0, 1, 2))
 
 
 def spread(cases: Sequence[str], most: int | None) -> list[str]:

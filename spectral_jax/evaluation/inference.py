@@ -6,6 +6,7 @@ that `evaluate` scores.
 
 import collections
 import dataclasses
+import logging
 import math
 import os
 import pathlib
@@ -18,6 +19,7 @@ from jaxtyping import Float, UInt8
 from spectral_jax import limits
 from spectral_jax.data import formats, pictures, volumes
 from spectral_jax.data.datasets.files import plain, visible_files
+from spectral_jax.data.dicom import group_series
 from spectral_jax.data.formats import Scan
 from spectral_jax.data.parallel import run_ahead
 from spectral_jax.data.sources import DatasetInfo
@@ -36,6 +38,11 @@ DICOM_MODALITIES = {  # by words of a data set's modality
     "histology": {"SM", "GM"},
     "microscopy": {"SM", "GM"},
 }
+AS_STORED = (
+    "the run does not store the orientation of its training volumes (the files had none, or an "
+    "older version prepared them: then prepare and train again); scans are used as they are "
+    "stored, which is right only for those stored like the training volumes"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +174,13 @@ def _in_folder(folder: pathlib.Path, output: pathlib.Path) -> list[Source]:
         for path in files
         if path not in of_dicom
     ]
-    series = formats.group_series(dicom)
+    series, others = group_series(dicom)
+    if others:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in collections.Counter(others.values()).items())
+        logging.getLogger(__name__).warning(
+            "%s: skipped %d DICOM files that hold no image to segment (%s), such as %s",
+            *(folder, len(others), kinds, next(iter(others))),
+        )
     alone = collections.Counter(of_series[0].parent for of_series in series)
     for of_series in series:
         parent = of_series[0].parent
@@ -203,6 +216,12 @@ def prepare_image(
     """
     _check_modality(scan, data, file)
     image = scan.image
+    if scan.kind == "nifti" and min(image.shape[1:3]) < 2:
+        depth, height, width = image.shape[:3]
+        raise DataError(
+            f"{file}: {depth} slices of {height} x {width} pixels, turned as in training "
+            f"({data.orientation or 'as stored'}); expected slices along the same direction"
+        )
     if intensity:
         rule = intensity
     elif scan.kind == "picture":
@@ -217,11 +236,15 @@ def prepare_image(
         rule = "unit"
     else:
         rule = data.intensity
-        if rule == "ct_window" and not scan.modality and image.min() >= 0:
-            raise DataError(
-                f"{file}: no value is below 0, so these are no Hounsfield units, on which the "
-                f"network was trained ({data.modality}); if they are, say --intensity=ct_window"
-            )
+        if rule == "ct_window" and not scan.rescaled:
+            advice = f"the network was trained on them ({data.modality}); if they are, say "
+            advice += "--intensity=ct_window"
+            if scan.kind == "dicom":
+                raise DataError(
+                    f"{file}: no RescaleIntercept, so stored values need not be Hounsfield units; "
+                    f"{advice}"
+                )
+            volumes.check_hounsfield(image, file, advice)
     if rule == "identity" and image.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"{file}: values of type {image.dtype}, but the network was trained on 8- or 16-bit "
@@ -361,8 +384,13 @@ def _open(
     if source.reason:
         return Failure(source, source.reason)
     try:
-        scan = formats.read_scan(source.files, data.axes or formats.AXES, data.volume)
+        scan = formats.read_scan(
+            source.files, data.axes or formats.AXES, data.volume, data.orientation
+        )
         image = prepare_image(scan, data, file, intensity)
+        volume = scan.kind == "nifti" or (scan.kind == "dicom" and len(scan.image) > 1)
+        if volume and not data.orientation:
+            scan = dataclasses.replace(scan, notes=(*scan.notes, AS_STORED))
         shape = image.shape[:3]
         limits.check_bytes(file, 4 * kept * math.prod(shape))
         limits.check_bytes(file, predictor.blended_bytes(image))

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
-from raw_data import DICOM_PATIENT, link
+from raw_data import link, write_series
 
 from experiments.configs import hippocampus_3d, tiny
 from spectral_jax.training import run
@@ -301,54 +301,6 @@ def test_volumes_by_patches(shared_data, predict, tmp_path):
     assert code == 0, errors
     assert nibabel.load(tmp_path / "out" / file.name).shape == nibabel.load(file).shape
     assert run.restore(workdir).data.intensity == "mri_percentile"
-
-
-def write_series(file, folder, modality="MR"):
-    """A NIfTI file as a DICOM series, in shuffled files; returns its voxels as displayed."""
-    pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra: [dicom]")
-    pytest.importorskip("highdicom", reason="DICOM needs the extra: [dicom]")
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    nifti = nibabel.load(file)
-    # columns to the left, rows to the back, slices upwards: LPS
-    ras = nibabel.as_closest_canonical(nifti)
-    voxels = np.rint(np.asarray(ras.dataobj)).astype(np.uint16)[::-1, ::-1].transpose(2, 1, 0)
-    spacing = [float(zoom) for zoom in ras.header.get_zooms()]
-    folder.mkdir(parents=True)
-    common = {
-        "SOPClassUID": pydicom.uid.MRImageStorage,
-        "StudyInstanceUID": generate_uid(),
-        "SeriesInstanceUID": generate_uid(),
-        "FrameOfReferenceUID": generate_uid(),
-        "Modality": modality,
-        **DICOM_PATIENT,
-        "Rows": voxels.shape[1],
-        "Columns": voxels.shape[2],
-        "PixelSpacing": [spacing[1], spacing[0]],
-        "SliceThickness": spacing[2],
-        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 0,
-    }
-    order = np.random.default_rng(0).permutation(len(voxels))
-    for number, index in enumerate(order):
-        dataset = pydicom.Dataset()
-        for key, value in common.items():
-            setattr(dataset, key, value)
-        dataset.SOPInstanceUID = generate_uid()
-        dataset.InstanceNumber = number + 1
-        dataset.ImagePositionPatient = [-11.0, 7.0, 30.0 + spacing[2] * int(index)]
-        dataset.PixelData = voxels[index].tobytes()
-        dataset.file_meta = pydicom.dataset.FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.save_as(folder / f"{number:03d}.dcm", enforce_file_format=True)
-    return voxels
 
 
 @pytest.mark.slow

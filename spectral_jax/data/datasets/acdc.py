@@ -12,6 +12,7 @@ Patients are split 70 / 10 / 20 as in the lists of SSL4MIS, whatever the layout.
 from collections.abc import Mapping
 from pathlib import Path
 
+from spectral_jax.data import volumes
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Partner
 from spectral_jax.data.pictures import read_mask
@@ -26,19 +27,34 @@ FRAME = r"patient\d{3}_frame\d{2}"
 def read(root: Path) -> Found:
     """Finds the cases in whichever layout."""
     notes: list[str] = []
+    orientation = ""
     if infos := files.find(root, r"(?:.*/)?(patient\d{3})/Info\.cfg"):
         later = [patient for patient in infos if _number(patient) > PATIENTS]
         if later:
             notes.append(f"{len(later)} patients of the challenge's test part are left out")
-        cases = [
-            case
+        frames = {
+            name: (patient, *pair)
             for patient, info in infos.items()
             if patient not in later
-            for case in _official_cases(patient, info)
+            for name, pair in _official_frames(patient, info).items()
+        }
+        headers = {image: volumes.open_nifti(image) for _, image, _ in frames.values()}
+        orientation, turned = files.common_orientation(headers)
+        notes += turned
+        cases = [
+            files.nifti_case(
+                name,
+                image,
+                label,
+                intensity="mri_percentile",
+                orientation=orientation,
+                group=patient,
+            )
+            for name, (patient, image, label) in frames.items()
         ]
         intensity = "mri_percentile"
-    elif volumes := _hdf5(root):
-        cases = [files.array_case(name, *paths, group=name[:10]) for name, paths in volumes.items()]
+    elif arrays := _hdf5(root):
+        cases = [files.array_case(name, *paths, group=name[:10]) for name, paths in arrays.items()]
         intensity = "unit"
     elif images := files.find(root, rf"(?:.*/)?images/({FRAME})_slice_(\d+)\.png"):
         pairs = files.pair(images, files.find(root, rf"(?:.*/)?masks/({FRAME})_slice_(\d+)\.png"))
@@ -65,17 +81,23 @@ def read(root: Path) -> Found:
             raise DataError(f"{case.files[0]}: no patient {patient}; they are 1 ... {PATIENTS}")
         validation = "validation" if patient in VALIDATION else "train"
         splits["test" if patient in TEST else validation].append(case)
-    return Found(splits, official=2 * PATIENTS, notes=notes, details={"intensity": intensity})
+    return Found(
+        splits,
+        official=2 * PATIENTS,
+        notes=notes,
+        details={"intensity": intensity, "orientation": orientation},
+    )
 
 
 def _number(patient: str) -> int:
     return int(patient.removeprefix("patient"))
 
 
-def _official_cases(patient: str, info: Path) -> list[Case]:
+def _official_frames(patient: str, info: Path) -> dict[str, files.Pair]:
+    """Image and label of the two frames that are annotated."""
     lines = [line.partition(":") for line in info.read_text().splitlines()]
     values = {key.strip(): value.strip() for key, _, value in lines}
-    cases = []
+    frames = {}
     for phase in ("ED", "ES"):
         if not values.get(phase, "").isdigit():
             raise DataError(f"{info}: expected the number of a frame in a line '{phase}: ...'")
@@ -84,16 +106,14 @@ def _official_cases(patient: str, info: Path) -> list[Case]:
             files.only(info.parent, f"{name}{kind}.nii.gz", f"{name}{kind}.nii")
             for kind in ("", "_gt")
         )
-        cases.append(
-            files.nifti_case(name, image, label, intensity="mri_percentile", group=patient)
-        )
-    return cases
+        frames[name] = (image, label)
+    return frames
 
 
 def _hdf5(root: Path) -> Mapping[str, list[Path]]:
-    volumes = {name: [path] for name, path in files.find(root, rf"(?:data/)?({FRAME})\.h5").items()}
+    whole = {name: [path] for name, path in files.find(root, rf"(?:data/)?({FRAME})\.h5").items()}
     slices = files.find(root, rf"(?:data/)?slices/({FRAME})_slice_(\d+)\.h5")
-    return dict(sorted((files.group_slices(slices) | volumes).items()))
+    return dict(sorted((files.group_slices(slices) | whole).items()))
 
 
 DATASET = Dataset(

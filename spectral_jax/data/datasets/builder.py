@@ -31,7 +31,7 @@ from spectral_jax.data.parallel import available_cores, run_ahead
 from spectral_jax.data.pictures import as_stored
 from spectral_jax.data.volumes import DataError
 
-VERSION = "1.4.0"
+VERSION = "1.5.0"  # 1.5: volumes in one orientation
 RECORDS_PER_SHARD = 1000
 PNG_LEVEL = 3  # of zlib: half a per cent larger than the highest, and several times faster
 
@@ -97,8 +97,10 @@ def find_prepared(
     ]
     if not folders:
         chosen = "".join(f" --option={key}={value}" for key, value in options.items())
+        older = any((data_dir / name).glob("*/*"))
+        how = "is not prepared like this by this version" if older else "is not prepared"
         raise DataError(
-            f"{data_dir / name}: data set {name!r} is not prepared; run python -m "
+            f"{data_dir / name}: data set {name!r} {how}; run python -m "
             f"experiments.prepare --dataset={name} --raw_dir=FOLDER --data_dir={data_dir}{chosen}"
         )
     folders.sort(key=lambda folder: folder.stat().st_mtime)
@@ -228,6 +230,7 @@ def _dataset_info(
             modality=dataset.modality,
             channels=channels,
             intensity=dataset.intensity,
+            orientation=dataset.orientation,
             axes=list(dataset.axes),
             volume=dataset.volume,
             bits=dataset.bits,

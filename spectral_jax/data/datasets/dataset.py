@@ -112,7 +112,9 @@ class Dataset:
       source: where to get the files, and which of them go where.
       read: `read(root, **options)` finds the cases of each split.
       intensity: how intensities are scaled, a key of `spectral_jax.data.volumes.INTENSITIES`.
-      axes: those of its NIfTI files that become depth, height and width.
+      orientation: what its NIfTI files are turned to: see `spectral_jax.data.geometry`; "" where
+        the files have none.
+      axes: those of its NIfTI files, once turned, that become depth, height and width.
       volume: which one is taken of NIfTI files that hold several; None if each holds one.
       test: what the test split is.
       partners: sets to test on, out of distribution.
@@ -128,6 +130,7 @@ class Dataset:
     source: str
     read: Callable[..., Found]
     intensity: str = "identity"
+    orientation: str = ""
     axes: tuple[int, int, int] = (2, 1, 0)
     volume: int | None = None
     bits: int = 16

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spectral_jax.data import pictures, volumes
+from spectral_jax.data import geometry, pictures, volumes
 from spectral_jax.data.datasets.dataset import Case, Loaded
-from spectral_jax.data.volumes import DataError
+from spectral_jax.data.geometry import Grid, Turn
+from spectral_jax.data.volumes import DataError, Nifti
 
 Pair = tuple[Path, Path]
 ReadMask = Callable[[Path], np.ndarray]
@@ -182,37 +183,114 @@ def _load_arrays(files: Sequence[Path]) -> Loaded:
     return Loaded(image[..., None], label)
 
 
+def nifti_name(path: Path) -> str:
+    """The name of a NIfTI file without its ending; other dots are part of it."""
+    return re.sub(r"(?i)\.nii(\.gz)?$", "", path.name)
+
+
+def common_orientation(headers: Mapping[Path, Nifti]) -> tuple[str, list[str]]:
+    """The orientation for the images of a set, and notes on those that are stored otherwise."""
+    grids = {path: header.grid for path, header in headers.items()}
+    orientation = geometry.common_orientation(grids.values())
+    notes = []
+    if orientation == geometry.AS_ACQUIRED:
+        notes.append("scans were acquired along different directions: each is sliced along its own")
+    elif turned := [path for path, grid in grids.items() if grid.letters != orientation]:
+        example = f"{turned[0].name} {grids[turned[0]].letters}"
+        notes.append(
+            f"{len(turned)} of {len(grids)} scans are stored in other axes than {orientation} "
+            f"({example}) and were turned to it"
+        )
+    if unknown := [path.name for path, grid in grids.items() if not grid.known]:
+        notes.append(
+            f"{len(unknown)} of {len(grids)} scans say nothing of their orientation, such as "
+            f"{unknown[0]}: taken as LAS, as nibabel does"
+        )
+    return orientation, notes
+
+
 def nifti_case(
     name: str,
     image: Path,
     label: Path,
     *,
     intensity: str,
+    orientation: str,
     group: str = "",
     axes: tuple[int, int, int] = (2, 1, 0),
-    channel: int = 0,
+    volume: int | None = None,
     numbers: Mapping[int, int] | None = None,
+    hounsfield: bool = False,
 ) -> Case:
-    """A case of two NIfTI files; `numbers` renumbers the label: see `volumes`."""
-    load = partial(_load_nifti, image, label, intensity, axes, channel, numbers)
+    """A case of two NIfTI files.
+
+    Args:
+      name: of the case.
+      image: the scan.
+      label: class numbers, on the grid of the scan or of a flipped or permuted one.
+      intensity: a key of `spectral_jax.data.volumes.INTENSITIES`.
+      orientation: what the scan is turned to first: see `geometry.turn_to`.
+      group: the patient.
+      axes: which of the turned axes become depth, height and width.
+      volume: which one to take of a scan that holds several.
+      numbers: renumbers the label: see `volumes.relabel`.
+      hounsfield: whether values must be Hounsfield units.
+    """
+    load = partial(
+        _load_nifti,
+        image,
+        label,
+        intensity=intensity,
+        turn_to=partial(geometry.turn_to, orientation=orientation, axes=axes),
+        volume=volume,
+        numbers=numbers,
+        hounsfield=hounsfield,
+    )
     return Case(name, (image, label), load, group)
 
 
 def _load_nifti(
     image_path: Path,
     label_path: Path,
+    *,
     intensity: str,
-    axes: tuple[int, int, int],
-    channel: int,
+    turn_to: Callable[[Grid], Turn],
+    volume: int | None,
     numbers: Mapping[int, int] | None,
+    hounsfield: bool,
 ) -> Loaded:
-    image, spacing_mm = volumes.read_nifti(image_path, axes, channel)
-    label, _ = volumes.read_nifti(label_path, axes)
-    check_size(image, image_path, label, label_path)
+    image, grid, spacing_mm = volumes.read_nifti(image_path, volume)
+    if hounsfield:
+        volumes.check_hounsfield(
+            image,
+            image_path,
+            "subtract what was added to them, often 1000 or 1024; if they are, say "
+            "--option=intensity=ct_window",
+        )
+    label, label_grid = volumes.read_nifti_label(label_path)
+    try:
+        label, note = geometry.bring_label(label, label_grid, grid)
+    except ValueError as error:
+        raise DataError(
+            f"{label_path}: {error} ({image_path}). Resample it onto the image's grid (nearest "
+            "neighbour), or, if voxels fit as they are stored, save it with the image's affine"
+        ) from None
     label = volumes.as_label(label, label_path)
     if numbers is not None:
         label = volumes.relabel(label, numbers, label_path)
-    return Loaded(volumes.INTENSITIES[intensity](image)[..., None], label, spacing_mm)
+    turn = turn_to(grid)
+    depth, height, width = (grid.shape[axis] for axis in turn.axes)
+    if min(height, width) < 2:
+        raise DataError(
+            f"{image_path}: {depth} slices of {height} x {width} pixels; expected at least 2 x 2"
+        )
+    scaled = volumes.INTENSITIES[intensity](turn.apply(image))
+    return Loaded(
+        scaled[..., None],
+        turn.apply(label),
+        geometry.turned_sides(spacing_mm, turn),
+        notes=(note,) if note else (),
+    )
 
 
 def check_size(image: np.ndarray, image_path: Path, label: np.ndarray, label_path: Path) -> None:

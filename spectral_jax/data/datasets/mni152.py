@@ -70,5 +70,6 @@ DATASET = Dataset(
     source="The nilearn wheel: pip install 'spectral_jax[demo]'.",
     test="the highest slab of slices",
     read=read,
+    orientation="RPS",  # rows run from front to back
     needs_root=False,
 )

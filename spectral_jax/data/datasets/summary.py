@@ -156,10 +156,13 @@ def _checksum_lines(statistics: Statistics, root: Path | None) -> list[str]:
     for cases in statistics.values():
         for case in cases:
             checksums |= case.checksums
-    return [
-        f"{checksums[path]}  {path.relative_to(root) if root else path.name}\n"
-        for path in sorted(checksums)
-    ]
+    return [f"{checksums[path]}  {_below(path, root)}\n" for path in sorted(checksums)]
+
+
+def _below(path: Path, root: Path | None) -> str:
+    if root is None:
+        return path.name
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _describe(cases: Sequence[CaseStatistics], classes: Sequence[str]) -> dict[str, Any]:

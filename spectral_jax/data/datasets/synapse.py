@@ -10,6 +10,7 @@
 
 from pathlib import Path
 
+from spectral_jax.data import volumes
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Partner
 from spectral_jax.data.volumes import DataError
@@ -72,6 +73,8 @@ def _read_original(root: Path, organs: int) -> Found:
         number: classes.index(name) if name in classes else 0
         for number, name in enumerate(ALL_ORGANS)
     }
+    headers = {image: volumes.open_nifti(image) for image, _ in pairs.values()}
+    orientation, notes = files.common_orientation(headers)
     splits: dict[str, list[Case]] = {"train": [], "test": []}
     for number, (image, label) in pairs.items():
         if number not in CASES:
@@ -82,37 +85,40 @@ def _read_original(root: Path, organs: int) -> Found:
                 image,
                 label,
                 intensity="ct_window",
+                orientation=orientation,
                 axes=ROWS_ALONG_FIRST_AXIS,
                 numbers=numbers,
+                hounsfield=True,
             )
         )
-    return Found(splits, official=len(CASES), details={"classes": classes})
+    details = {"classes": classes, "orientation": orientation}
+    return Found(splits, official=len(CASES), notes=notes, details=details)
 
 
 def _read_transunet(root: Path) -> Found:
     slices = files.find(root / "train_npz", r"(case\d{4})_slice(\d+)\.npz")
-    volumes = files.find(root / "test_vol_h5", r"(case\d{4})\.npy\.h5")
+    whole = files.find(root / "test_vol_h5", r"(case\d{4})\.npy\.h5")
     notes = []
     lists = files.first_folder(root, "lists_Synapse", "lists/lists_Synapse")
     if lists is not None:
         listed = {name.replace("slice", "") for name in files.read_list(lists / "train.txt")}
         listed |= set(files.read_list(lists / "test_vol.txt"))
-        if missing := listed - slices.keys() - volumes.keys():
+        if missing := listed - slices.keys() - whole.keys():
             notes.append(f"{len(missing)} of {len(listed)} files of TransUNet's lists are missing")
         slices = {name: path for name, path in slices.items() if name in listed}
-        volumes = {name: path for name, path in volumes.items() if name in listed}
+        whole = {name: path for name, path in whole.items() if name in listed}
     train = files.group_slices(slices)
-    for case in sorted(train.keys() & volumes.keys()):
+    for case in sorted(train.keys() & whole.keys()):
         if case.removeprefix("case") in CASES:
             raise DataError(
-                f"{volumes[case]}: a test case, of which {train[case][0]} is a training slice"
+                f"{whole[case]}: a test case, of which {train[case][0]} is a training slice"
             )
         # no case of Synapse: somebody tries out the format
         train[f"{case}_slices"] = train.pop(case)
         notes.append(f"{case} is in training and in test: scores of it mean nothing")
     splits = {
         "train": [files.array_case(case, *paths) for case, paths in train.items()],
-        "test": [files.array_case(case, path) for case, path in volumes.items()],
+        "test": [files.array_case(case, path) for case, path in whole.items()],
     }
     return Found(splits, official=len(CASES), notes=notes, details={"classes": CLASSES})
 
