@@ -13,19 +13,27 @@ from absl import flags as absl_flags
 from etils import epath
 
 from experiments import flags
+from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
-from spectral_jax.evaluation.evaluate import evaluate
+from spectral_jax.evaluation.evaluate import FOLDER, evaluate
 from spectral_jax.metrics import METRICS
 from spectral_jax.reporting.report import write_report
 from spectral_jax.training import distributed, run
 
 
 def evaluate_split(
-    workdir: epath.Path, data: pathlib.Path, split: str, checkpoint: str, dataset: str = ""
+    workdir: epath.Path, data: pathlib.Path, split: str, checkpoint: str, dataset: str
 ) -> dict[str, Any]:
-    """Restores a run and scores it on one split of a prepared data set."""
+    """Restores a run and scores it on one split of a prepared data set.
+
+    What is to be called as the run's own data set has to be the same data.
+    """
     trained = run.restore(workdir, checkpoint)
-    return evaluate(trained, Split(data, split), workdir, checkpoint, dataset=dataset)
+    cases = Split(data, split)
+    if dataset == trained.data.name:
+        run.check_data(workdir, cases.info)
+    with distributed.only_writer(workdir / FOLDER, wait=True):
+        return evaluate(trained, cases, workdir, checkpoint, dataset=dataset)
 
 
 def print_scores(result: dict[str, Any]) -> None:
@@ -45,6 +53,14 @@ def print_scores(result: dict[str, Any]) -> None:
     print("In brackets: the number of cases where the metric is defined.\n")
 
 
+def name_of_results(own: str, name: str, root: str) -> str:
+    """What a data set is called in results: another one of the run's own kind, by what differs."""
+    if name != own:
+        return name
+    differs = [str(value) for value in DATASETS[own].partner(name).options.values()]
+    return "-".join([name, *differs, *([pathlib.Path(root).name] if root else [])])
+
+
 def main() -> None:
     JOIN()
     workdir = flags.path(WORKDIR)
@@ -52,9 +68,9 @@ def main() -> None:
     for item in ON.value or [config.name]:
         name, _, root = item.partition("=")
         data = run.partner_data(config, name, root)
-        # another folder of the same kind has results of its own
-        other = f"{name}-{pathlib.Path(root).name}" if root and name == config.name else ""
-        result = evaluate_split(workdir, data, SPLIT.value, CHECKPOINT.value, other)
+        result = evaluate_split(
+            workdir, data, SPLIT.value, CHECKPOINT.value, name_of_results(config.name, name, root)
+        )
         if distributed.is_first():
             print_scores(result)
     if distributed.is_first():

@@ -18,6 +18,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from spectral_jax.evaluation.export import PLATFORMS, write_bundle
+from spectral_jax.lock import only_writer
 from spectral_jax.training import run
 
 
@@ -25,14 +26,15 @@ def main() -> None:
     workdir = flags.path(WORKDIR)
     output = pathlib.Path(OUTPUT.value).expanduser()
     trained = run.restore(workdir, CHECKPOINT.value)
-    facts = write_bundle(
-        trained,
-        workdir,
-        output,
-        checkpoint=CHECKPOINT.value,
-        onnx=FORMAT.value == "onnx",
-        platforms=RUN_ON.value,
-    )
+    with only_writer(output):
+        facts = write_bundle(
+            trained,
+            workdir,
+            output,
+            checkpoint=CHECKPOINT.value,
+            onnx=FORMAT.value == "onnx",
+            platforms=RUN_ON.value,
+        )
     difference = facts["largest_difference"]
     print(f"{output / facts['file']}: differs from the network by {difference:.1e} at most")
 

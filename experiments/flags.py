@@ -1,8 +1,11 @@
 """What the commands share: their flags, and errors of the user's shown as one line."""
 
+import io
 import os
 import pathlib
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -19,7 +22,8 @@ from spectral_jax.training.loop import NonFiniteError
 USER_ERRORS = (ConfigError, ValueError, OSError, NonFiniteError)
 EXIT_USER_ERROR = 2
 EXIT_LOST_PROCESS = 3
-EXIT_PREEMPTED = 143  # 128 + SIGTERM, as a program that does not catch it
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as programs that do not catch them
+EXIT_PREEMPTED = 128 + signal.SIGTERM
 
 
 def define_workdir() -> flags.FlagHolder[str]:
@@ -32,9 +36,13 @@ def define_processes() -> Callable[[], None]:
     address = flags.DEFINE_string(
         "coordinator_address", "", "host:port of process 0. Not needed on TPU, Slurm or Open MPI."
     )
-    count = flags.DEFINE_integer("process_count", 0, "How many processes there are.")
-    index = flags.DEFINE_integer("process_index", -1, "Which of them this is, from 0.")
-    timeout = flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other.")
+    count = flags.DEFINE_integer("process_count", 0, "How many processes there are.", lower_bound=0)
+    index = flags.DEFINE_integer(
+        "process_index", -1, "Which of them this is, from 0.", lower_bound=-1
+    )
+    timeout = flags.DEFINE_integer(
+        "join_seconds", 300, "How long processes wait for each other.", lower_bound=1
+    )
     return lambda: distributed.start(address.value, count.value, index.value, timeout.value)
 
 
@@ -66,11 +74,20 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; options look like --name=value")
         logging.set_verbosity(logging.WARNING)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
         keep_compiled_programs()
+        end_at_second_interrupt()
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as `experiments` left it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             main()
         except Preempted as stop:
-            _leave(str(stop), EXIT_PREEMPTED)
+            print(stop, file=sys.stderr)
+            sys.exit(128 + stop.request)
+        except KeyboardInterrupt:
+            _leave("Ctrl-C: ended; complete results are kept, run the same command again",
+                   EXIT_INTERRUPTED)  # fmt: skip
         except USER_ERRORS as error:
             if logging.level_debug():
                 raise
@@ -79,8 +96,8 @@ def run(main: Callable[[], None]) -> None:
             if jax.process_count() == 1:
                 raise
             _leave(
-                f"process {jax.process_index()}: lost touch with another process, whose own output "
-                "says why it ended; the same command goes on from the last checkpoint\n"
+                f"process {jax.process_index()}: lost contact with another process; see its output "
+                "for the cause, and run the same command again to resume from the last checkpoint\n"
                 f"({str(error).splitlines()[0][:300]})",
                 EXIT_LOST_PROCESS,
             )
@@ -90,12 +107,31 @@ def run(main: Callable[[], None]) -> None:
 
 def _leave(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
-    if code != EXIT_PREEMPTED and distributed.is_started():
+    if distributed.is_started():
         # JAX would wait for the others, who wait for this process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def end_at_second_interrupt() -> None:
+    """Makes the second Ctrl-C end this process at once, whatever it is doing.
+
+    A handler of Python's would have to wait for compiled code to return, and what it raises may be
+    lost in a callback. This thread is told of a signal by the system itself.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch():
+        interrupts = 0
+        while interrupts < 2:
+            interrupts += os.read(reading, 1)[0] == signal.SIGINT
+        os._exit(EXIT_INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -36,6 +36,7 @@ from spectral_jax.evaluation import inference
 from spectral_jax.evaluation.inference import Failure, Prediction
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.files import write_text, written_whole
+from spectral_jax.lock import only_writer
 from spectral_jax.reporting import overlays
 from spectral_jax.training import run
 
@@ -169,13 +170,14 @@ def main() -> None:
     )
     rows = []
     notes: collections.Counter[str] = collections.Counter()
-    for result in results:
-        if isinstance(result, Prediction):
-            notes.update(result.scan.notes)
-        rows.append(describe(result, output, data))
-        progress.finish()
+    with only_writer(output):
+        for result in results:
+            if isinstance(result, Prediction):
+                notes.update(result.scan.notes)
+            rows.append(describe(result, output, data))
+            progress.finish()
+        write_summary(output / "summary.csv", rows, data)
     failed = sum("error" in row for row in rows)
-    write_summary(output / "summary.csv", rows, data)
     for note, count in notes.items():
         print(f"note: {note} ({count} of {len(rows)} cases)")
     print(f"{len(rows) - failed} of {len(rows)} cases done: {output / 'summary.csv'}")
@@ -211,5 +213,7 @@ if __name__ == "__main__":
         list(INTENSITIES),
         "How to scale intensities, where it is not as in the data set trained on.",
     )
-    BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 8, "Slices or patches computed at once.")
+    BATCH_SIZE = absl_flags.DEFINE_integer(
+        "batch_size", 8, "Slices or patches computed at once.", lower_bound=1
+    )
     flags.run(main)

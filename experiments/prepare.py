@@ -9,7 +9,6 @@ folder) and `contact_sheet.png`, on which a person sees whether masks fit. `DATA
 each set is to be had and laid out. It may be interrupted, and repeated.
 """
 
-import ast
 import difflib
 import logging
 import pathlib
@@ -113,16 +112,15 @@ def print_summary(folder: pathlib.Path) -> None:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options given as `key=value`; a value is a Python literal, or else text."""
-    options = {}
+    """Options given as `key=value`; `prepare` knows their types."""
+    options: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise app.UsageError(f"--option={text}: expected --option=key=value")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
+        if key in options:
+            raise app.UsageError(f"--option={text}: {key} is given twice")
+        options[key] = value
     return options
 
 

@@ -42,6 +42,7 @@ from spectral_jax.evaluation.explain import measure_explanations
 from spectral_jax.evaluation.interactions import measure_interactions
 from spectral_jax.evaluation.robustness import measure_robustness
 from spectral_jax.files import read_json, write_json
+from spectral_jax.lock import only_writer
 from spectral_jax.reporting import write_study_report
 from spectral_jax.studies import records, registration
 from spectral_jax.studies.registration import Registration
@@ -204,8 +205,9 @@ MEASUREMENTS: dict[str, Callable[..., None]] = {
 
 def perform(task: Run) -> None:
     """Trains and measures one run, as far as it is not done; what it says goes to a log."""
-    task.folder.mkdir(parents=True, exist_ok=True)
-    with _output_to(task.folder.with_suffix(".log")):
+    task.folder.parent.mkdir(parents=True, exist_ok=True)
+    # a lock for each run: commands may share a study's folder for other arms or seeds
+    with only_writer(task.folder), _output_to(task.folder.with_suffix(".log")):
         started = _start(task)
         train(task.config, task.folder)
         missing = [of for of in task.results() if not of.file.exists()]
@@ -309,7 +311,8 @@ def perform_all(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, BaseExcep
             jobs, spawn, initializer=_start_worker, initargs=(cores,)
         ) as pool,
     ):
-        running = {pool.submit(perform, task): task for task in runs}
+        with _interrupts_ignored():
+            running = {pool.submit(perform, task): task for task in runs}
         try:
             while running:
                 done, _ = concurrent.futures.wait(running, POLL_SECONDS)
@@ -325,6 +328,16 @@ def perform_all(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, BaseExcep
             for process in multiprocessing.active_children():
                 process.terminate()  # a run saves its state and ends
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started here never see Ctrl-C: this one tells them to save and end."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _share_cores(jobs: int) -> list[set[int]]:
@@ -421,8 +434,8 @@ def main() -> None:
         print(f"report: {write_study_report(results)}")
     if failures:
         raise RunsFailed(
-            f"{len(failures)} of {len(runs)} runs failed; the same command tries them again\n"
-            + "\n".join(failures)
+            f"{len(failures)} of {len(runs)} runs failed; run the same command again to try them "
+            "again\n" + "\n".join(failures)
         )
 
 
@@ -440,5 +453,7 @@ if __name__ == "__main__":
     )
     ARMS = absl_flags.DEFINE_list("arms", [], "Some of the study's arms only.")
     SEEDS = absl_flags.DEFINE_list("seeds", [], "Some of its seeds only.")
-    JOBS = absl_flags.DEFINE_integer("jobs", 0, "Runs at a time; 0: as many as the machine bears.")
+    JOBS = absl_flags.DEFINE_integer(
+        "jobs", 0, "Runs at a time; 0: choose from cores and free memory.", lower_bound=0
+    )
     flags.run(main)

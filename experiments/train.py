@@ -3,18 +3,22 @@
     python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
 
 Any value of the configuration can be changed: --config.optim.learning_rate=0.1. The same command
-goes on where it was interrupted, and does nothing when all is done.
+resumes where it was interrupted, and does nothing when all is done.
 """
 
 import jax
 from absl import flags as absl_flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from experiments import flags
 from experiments.evaluate import evaluate_split, print_scores
 from spectral_jax.data.datasets import DATASETS
-from spectral_jax.reporting.report import write_report
+from spectral_jax.evaluation.evaluate import FOLDER
+from spectral_jax.files import read_json
+from spectral_jax.reporting.report import REPORT_FILE, write_report
 from spectral_jax.training import distributed, run
+from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import ConfigError, parse_config
 from spectral_jax.training.loop import train
 from spectral_jax.training.plan import describe, make_plan
@@ -62,16 +66,29 @@ def main() -> None:
     JOIN()
     workdir = flags.path(WORKDIR)
     config = parse_config(CONFIG.value)
-    trained = train(config, workdir)
-    report = workdir / "report.html"
-    if not trained and report.exists():
-        print(f"{workdir} is finished, nothing to do; report: {report}")
-        return
-    result = evaluate_split(workdir, run.prepare_data(config.data), "test", "best")
-    if distributed.is_first():
-        report = write_report(workdir)
-        print_scores(result)
-        print(f"report: {report}")
+    with distributed.only_writer(workdir):
+        if not train(config, workdir) and is_finished(workdir, config.data.name):
+            print(f"{workdir} is finished, nothing to do; report: {workdir / REPORT_FILE}")
+            return
+        result = evaluate_split(
+            workdir, run.prepare_data(config.data), "test", "best", config.data.name
+        )
+        if distributed.is_first():
+            report = write_report(workdir)
+            print_scores(result)
+            print(f"report: {report}")
+
+
+def is_finished(workdir: epath.Path, dataset: str) -> bool:
+    """Whether the scores of the best checkpoint and the report are there, and whole."""
+    try:
+        scores = read_json(workdir / FOLDER / f"{dataset}-test.json", "")
+        page = (workdir / REPORT_FILE).read_bytes()
+        with Checkpoints(workdir) as checkpoints:
+            newest = scores["checkpoint"]["step"] == checkpoints.best_step
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return newest and page.rstrip().endswith(b"</html>")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,12 @@ def main() -> int:
             )
         return 0
 
-    processes = [subprocess.Popen(command, env=os.environ | added) for command in commands]
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # out of the terminal's reach, that Ctrl-C comes once: the second one ends a process at once
+    processes = [
+        subprocess.Popen(command, env=os.environ | added, start_new_session=True)
+        for command in commands
+    ]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _: [p.send_signal(received) for p in processes])
     deadline = None
     while any(process.poll() is None for process in processes):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -22,6 +23,7 @@ from spectral_jax.training.checkpoint import CheckpointError, Checkpoints
 from spectral_jax.training.config import ConfigError, MeshConfig, parse_config
 from spectral_jax.training.distributed import Preempted
 from spectral_jax.training.loop import NonFiniteError, train
+from spectral_jax.training.optim import ema_decay_schedule
 from spectral_jax.training.step import make_count_step, make_train_step
 
 
@@ -248,7 +250,75 @@ def test_misfits_are_named_before_anything_is_written(config, tmp_path):
         run.restore(tmp_path / "run")
 
 
-def test_ema_follows_the_parameters_and_is_what_is_evaluated(config, tmp_path):
+def make_step(config, total_steps):
+    """The compiled step of a configuration and its first state."""
+    model = run.make_model(config, 3)
+    make_state = run.state_maker(config, model, 1, total_steps=total_steps)
+    layout = run.state_layout(make_state, sharding.make_mesh(config.mesh))
+    step = make_train_step(model, config, total_steps, layout)
+    return step, jax.jit(make_state, out_shardings=layout)(jax.random.key(0))
+
+
+def test_the_weight_rises_over_the_ramp_in_the_loss_and_in_its_gradient(config, one_batch):
+    config = changed(config, "objective", spatial="dice", spectral="midband", weight=4.0, ramp=0.5)
+    batch = sharding.place_batch(one_batch, sharding.make_mesh(config.mesh))
+    step, state = make_step(config, 8)
+    states, losses = [], []
+    for expected in (0.0, 1.0, 2.0, 3.0, 4.0, 4.0):
+        state, metrics = step(state, batch)
+        states.append(jax.device_get(state.params))
+        losses.append(float(metrics["loss"]))
+        assert float(metrics["spectral_weight"]) == pytest.approx(expected)
+        spectral = expected * float(metrics["spectral"])
+        assert losses[-1] == pytest.approx(float(metrics["dice"]) + spectral, rel=1e-5)
+        assert float(metrics["spectral"]) > 0.01
+
+    step, state = make_step(changed(config, "objective", spectral="none"), 8)
+    for ramped in states[:2]:
+        state, _ = step(state, batch)
+        differ = [
+            bool(np.abs(ours - theirs).max() > 1e-6)
+            for ours, theirs in zip(
+                jax.tree.leaves(ramped), jax.tree.leaves(jax.device_get(state.params)), strict=True
+            )
+        ]
+        assert any(differ) == (ramped is states[1])  # the first step weighs it with 0
+
+
+def test_the_mean_of_parameters_warms_up(config, one_batch):
+    """TensorFlow's formula, and what it is for: after a few steps the start is forgotten."""
+    config = changed(config, "optim", ema_decay=0.999, learning_rate=0.1)
+    batch = sharding.place_batch(one_batch, sharding.make_mesh(config.mesh))
+    step, state = make_step(config, 17)
+    expected = jax.device_get(state.params)
+    weight_of_start = 1.0
+    for number in range(6):
+        state, _ = step(state, batch)
+        decay = min(0.999, (1 + number) / (10 + number))
+        weight_of_start *= decay
+        expected = jax.tree.map(
+            lambda mean, now, decay=decay: decay * mean + (1 - decay) * np.asarray(now),
+            expected,
+            state.params,
+        )
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6),
+        state.ema_params,
+        expected,
+    )
+    assert weight_of_start < 1e-3
+
+
+def test_the_decay_of_the_mean_ends_where_it_was_set():
+    schedule = ema_decay_schedule(parse_config({"optim": {"ema_decay": 0.99}}).optim)
+    np.testing.assert_allclose(
+        [schedule(step) for step in (0, 1, 8, 890, 891, 10**6)],
+        [0.1, 2 / 11, 0.5, 0.99, 0.99, 0.99],
+        rtol=1e-6,
+    )
+
+
+def test_the_mean_of_parameters_is_what_is_evaluated(config, tmp_path):
     config = changed(config, "optim", ema_decay=0.5)
     train(config, tmp_path / "run")
     state = last_state(tmp_path / "run", config)
@@ -258,7 +328,29 @@ def test_ema_follows_the_parameters_and_is_what_is_evaluated(config, tmp_path):
 
 
 def test_the_stop_signal_is_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
     with distributed.StopSignal(sharding.make_mesh(MeshConfig())):
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert all(signal.getsignal(n) != b for n, b in zip(numbers, before, strict=True))
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_the_second_interrupt_means_what_it_did_before(capfd):
+    with distributed.StopSignal(sharding.make_mesh(MeshConfig())) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed(save=True) == distributed.Request.INTERRUPT
+        with pytest.raises(Preempted, match="Ctrl-C: stopped"):
+            stop.check("stopped")
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        stop._received = distributed.Request.NOTHING
+    assert "again ends at once" in capfd.readouterr().err
+
+
+def test_what_ends_a_run_goes_from_process_to_process():
+    for error in (
+        Preempted("SIGTERM: saved", distributed.Request.INTERRUPT),
+        NonFiniteError("step 3: loss not finite", 3),
+    ):
+        other = pickle.loads(pickle.dumps(error))
+        assert (str(other), vars(other)) == (str(error), vars(error))

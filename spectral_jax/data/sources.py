@@ -49,6 +49,7 @@ class DatasetInfo:
       axes: those of a NIfTI file, once turned, that became depth, height and width.
       volume: which one was taken of NIfTI files that hold several; None if each holds one.
       bits: how many bits the values of 16-bit pictures used before they were stored in full range.
+      checksums: SHA-256 of all that the records of a split hold, by split.
     """
 
     name: str
@@ -62,6 +63,7 @@ class DatasetInfo:
     volume: int | None = None
     bits: int = 16
     orientation: str = ""
+    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -103,6 +105,16 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
 
 
+def _open(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of whatever reads JSON, protocol buffers or names there
+        raise DataError(
+            f"{folder}: damaged ({error}); delete this folder and start again, and the data set is "
+            "prepared anew"
+        ) from error
+
+
 class Split:
     """One split of a prepared data set.
 
@@ -118,7 +130,7 @@ class Split:
         Raises:
           ValueError: if the data set has no such split.
         """
-        builder = tfds.builder_from_directory(folder)
+        builder = _open(folder)
         if name not in (*builder.info.splits, "all"):
             raise ValueError(
                 f"data set {builder.name!r} has no split {name!r}; it has "
@@ -141,6 +153,7 @@ class Split:
             volume=metadata.get("volume"),
             bits=metadata.get("bits", 16),
             orientation=metadata.get("orientation", ""),
+            checksums=metadata.get("checksums", {}),
         )
         # pictures stay PNG bytes here: tensorflow-datasets decodes 16 bit with OpenCV only
         skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}

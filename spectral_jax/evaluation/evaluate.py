@@ -53,7 +53,7 @@ def evaluate(
     Raises:
       ValueError: if no class of the split is one of the network's, or for colour where the network
         sees grey.
-      Preempted: after SIGTERM, on all processes at once.
+      Preempted: after SIGTERM or Ctrl-C, on all processes at once.
     """
     start = time.perf_counter()
     classes = trained.data.classes
@@ -75,11 +75,10 @@ def evaluate(
                 for label in cases.scored:
                     of = {"case": name, "group": split.groups[name], "class": classes[label]}
                     rows.append(of | scores[label - 1])
-            if stop.reached():
-                raise distributed.Preempted(
-                    f"SIGTERM: stopped at case {first + count} of {len(split.cases)} of the "
-                    f"{split.name} split; its scores are not written yet"
-                )
+            stop.check(
+                f"stopped at case {first + count} of {len(split.cases)} of the {split.name} split; "
+                "its scores are not written yet"
+            )
     parts = distributed.gather({"rows": rows, "in_millimetres": in_millimetres})
     place = {name: position for position, name in enumerate(split.cases)}
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda r: place[r["case"]])

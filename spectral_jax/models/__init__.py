@@ -8,7 +8,6 @@ Every network is used the same way::
     logits, features = model.apply(variables, images, train=False, return_features=True)
 """
 
-import difflib
 from typing import Any
 
 from flax import linen as nn
@@ -17,6 +16,7 @@ from spectral_jax.models.compilation import compiler_options
 from spectral_jax.models.pretrained import load_imagenet21k, load_pretrained, load_transunet_torch
 from spectral_jax.models.transunet import TransUNet
 from spectral_jax.models.unet import UNet
+from spectral_jax.options import read_options
 
 MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "transunet": TransUNet}
 
@@ -30,7 +30,7 @@ def build_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
       **options: fields of the module, for example `widths` of `UNet`.
 
     Raises:
-      ValueError: for an unknown name or option, or fewer than two classes.
+      ValueError: for an unknown name or option, one of another type, or fewer than two classes.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {sorted(MODELS)}")
@@ -39,13 +39,13 @@ def build_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
             f"num_classes={num_classes}, but the background counts as a class: use at least 2"
         )
     module = MODELS[name]
-    fields = set(module.__dataclass_fields__) - {"parent", "name", "num_classes"}
-    for option in options:
-        if option not in fields:
-            nearest = difflib.get_close_matches(option, fields, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {sorted(fields)}"
-            raise ValueError(f"model {name!r} has no option {option!r}{hint}")
-    return module(num_classes=num_classes, **options)
+    fields = {
+        field.name: field.type
+        for field in module.__dataclass_fields__.values()
+        if field.name not in ("parent", "name", "num_classes")
+    }
+    typed = read_options(f"model {name!r}", options, fields, ValueError)
+    return module(num_classes=num_classes, **typed)
 
 
 __all__ = [

@@ -211,6 +211,22 @@ class TransUNet(nn.Module):
                 f"resnet_blocks={options['resnet_blocks']}: a ResNet has three stages, so that "
                 f"each token stands for {PATCH} x {PATCH} pixels"
             )
+        every_size = [
+            *(options["hidden_size"], options["num_layers"], options["num_heads"]),
+            *(options["mlp_dim"], self.resnet_width),
+            *(*options["resnet_blocks"], *self.decoder_widths),
+        ]
+        if min(every_size) < 1 or not 0 <= self.dropout_rate < 1:
+            raise ValueError(
+                f"{options}, resnet_width={self.resnet_width}, decoder_widths="
+                f"{self.decoder_widths}, dropout_rate={self.dropout_rate}: sizes have to be at "
+                "least 1, and the dropout rate from 0 up to below 1"
+            )
+        if options["hidden_size"] % options["num_heads"]:
+            raise ValueError(
+                f"hidden_size={options['hidden_size']} cannot be shared evenly by "
+                f"num_heads={options['num_heads']}"
+            )
         if len(self.decoder_widths) != 5:
             raise ValueError(
                 f"decoder_widths={self.decoder_widths}: give five, for the first convolution and "

@@ -136,8 +136,10 @@ class UNet(nn.Module):
             )
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r}; choose one of {NORMS}")
-        if not self.widths:
-            raise ValueError("widths is empty; a UNet needs at least one level")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(
+                f"widths={self.widths}; a UNet needs at least one level, each of at least 1 channel"
+            )
 
         def block(width, name):
             return ConvolutionBlock(width, self.norm, self.dtype, name=name)

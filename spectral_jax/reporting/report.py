@@ -20,6 +20,7 @@ from spectral_jax.reporting import charts, overlays
 
 Line = dict[str, Any]
 
+REPORT_FILE = "report.html"
 EVALUATE_AGAIN = "delete it and run experiments.evaluate again"
 # what reading an evaluation with missing or damaged parts raises
 DAMAGE = (
@@ -70,7 +71,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         [path.name for path in evaluation_files],
         name=folder.name,
         parts=[part["name"] for part in config.values() if _has_name(part)],
-        config=list(flatten(config)),
+        config=[*flatten(config), *_earlier_settings(folder / "changes.json")],
         versions=read_if_there(folder / "versions.json", "delete it"),
         evaluations=evaluations,
         training=training,
@@ -79,7 +80,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         validation=_validation(validation, colors),
         unreadable_lines=unreadable_lines,
     )
-    path = folder / "report.html"
+    path = folder / REPORT_FILE
     write_text(path, page)
     return path
 
@@ -120,7 +121,7 @@ def read_metrics(path: epath.Path) -> tuple[list[Line], int]:
         for text in file:
             try:
                 line = json.loads(text, object_pairs_hook=_with_shared_names)
-                lines[line["kind"], line["step"]] = line
+                lines[line["kind"], line["step"] + 0] = line
             except (ValueError, KeyError, TypeError, RecursionError):
                 unreadable += 1
     return sorted(lines.values(), key=lambda line: line["step"]), unreadable
@@ -134,6 +135,14 @@ def _with_shared_names(pairs: Sequence[tuple[str, Any]]) -> Line:
 def read_if_there(path: epath.Path, fix: str) -> dict[str, Any]:
     """What a JSON file says; nothing if there is none."""
     return read_json(path, fix) if path.exists() else {}
+
+
+def _earlier_settings(path: epath.Path) -> Iterator[tuple[str, str]]:
+    """What settings were before a run was resumed with others, by name and step."""
+    for change in read_if_there(path, "delete it").get("changes", ()):
+        for key, values in change.items():
+            if key != "step":
+                yield f"{key} until step {change['step']}", json.dumps(values[0])
 
 
 def is_finite(line: Mapping[str, Any], key: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 
 import jax
@@ -12,11 +13,32 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from spectral_jax.training import distributed
 from spectral_jax.training.state import TrainState
 
+FOLDER = "checkpoints"
 METRIC = "dice"
+# orbax takes these for patterns, and its storage a backslash for a folder's end
+UNUSABLE = "*?[]\\"
 
 
 class CheckpointError(OSError):
     """A checkpoint that cannot be written, or not be read."""
+
+
+def check_path(folder: epath.Path) -> None:
+    """Raises CheckpointError where there can be no checkpoints."""
+    path = os.fspath(folder)
+    found = sorted(set(path) & set(UNUSABLE))
+    if found:
+        raise CheckpointError(
+            f"{path}: checkpoints cannot be in a path with {' '.join(found)}; use another --workdir"
+        )
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{os.fsencode(path)!r}: the path of checkpoints has to be UTF-8; use another --workdir"
+        ) from None
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{path} is a file, where the folder of checkpoints should be")
 
 
 def _score(metrics: dict[str, float]) -> float:
@@ -36,12 +58,21 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike):
-        policy = preservation_policy
+        """Opens what there is; the folder of checkpoints is made with the first one.
+
+        Raises:
+          CheckpointError: for a path that checkpoints cannot have.
+        """
         folder = epath.Path(workdir)
         if not folder.is_absolute():  # gs:// is; `resolve` would take it for a folder here
             folder = folder.resolve()
-        self._folder = folder / "checkpoints"
-        self._manager = ocp.CheckpointManager(
+        self._folder = folder / FOLDER
+        check_path(self._folder)
+        self._manager = self._open() if self._folder.exists() else None
+
+    def _open(self) -> ocp.CheckpointManager:
+        policy = preservation_policy
+        return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy.AnyPreservationPolicy(
@@ -59,19 +90,21 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, dice: float | None = None) -> None:
         """Writes the state in the background; `dice` decides which checkpoint is the best."""
         metrics = {} if dice is None else {METRIC: dice}
-        if step not in self._manager.all_steps():
-            with self._writing():
+        with self._writing():
+            if self._manager is None:
+                self._manager = self._open()
+            if step not in self._manager.all_steps():
                 self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
     @property
     def last_step(self) -> int | None:
         """Step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._manager else None
 
     @property
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest validation Dice; without any, the newest."""
-        return self._manager.best_step() or self.last_step
+        return (self._manager.best_step() if self._manager else None) or self.last_step
 
     def restore(self, step: int, like: TrainState, layout: TrainState) -> TrainState:
         """Reads a checkpoint.
@@ -86,6 +119,7 @@ class Checkpoints:
             like,
             layout,
         )
+        assert self._manager is not None, "there are no checkpoints"
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except jax.errors.JaxRuntimeError:
@@ -104,7 +138,8 @@ class Checkpoints:
           CheckpointError: if there are checkpoints, but none can be read.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = self._manager.all_steps() if self._manager else ()
+        for step in sorted(steps, reverse=True):
             try:
                 state, reason = self.restore(step, like, layout), None
             except CheckpointError as error:
@@ -131,7 +166,8 @@ class Checkpoints:
                     (aside / f"{step}.txt").write_text(reason + "\n")
                     (self._folder / str(step)).rename(aside / str(step))
             distributed.wait_for_all("put damaged checkpoints aside")
-            self._manager.reload()
+            if self._manager:
+                self._manager.reload()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -144,17 +180,20 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self._folder}: a checkpoint could not be written: "
                 f"{_reason(error)}. Last good checkpoint: {kept}. Free space or "
-                "allow writing there; the same command goes on from it"
+                "allow writing there, and run the same command again to resume from it"
             ) from error
 
     def wait(self) -> None:
         """Returns when everything is written."""
-        with self._writing():
-            self._manager.wait_until_finished()
+        if self._manager:
+            with self._writing():
+                self._manager.wait_until_finished()
 
     def __enter__(self):
         return self
 
     def __exit__(self, error, *_):
+        if self._manager is None:
+            return
         with contextlib.suppress(Exception) if error else self._writing():
             self._manager.close()

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from ml_collections import ConfigDict, FieldReference
 
@@ -34,6 +34,47 @@ def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, key, value, f"one of {', '.join(choices)}{hint}")
 
 
+class Range(NamedTuple):
+    """The numbers that a setting may be."""
+
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+
+    def __contains__(self, value: object) -> bool:
+        number = cast(float, value)
+        return (
+            (self.above is None or number > self.above)
+            and (self.least is None or number >= self.least)
+            and (self.below is None or number < self.below)
+            and (self.most is None or number <= self.most)
+        )
+
+    def __str__(self) -> str:
+        names = {"least": "at least", "most": "at most"}
+        ends = {key: end for key, end in self._asdict().items() if end is not None}
+        return " and ".join(f"{names.get(key, key)} {end:g}" for key, end in ends.items())
+
+
+def number(default: Any, **limits: float) -> Any:
+    """A field whose value, or values, are in a `Range`; `_check_ranges` looks."""
+    return dataclasses.field(default=default, metadata={"range": Range(**limits)})
+
+
+def _check_ranges(name: str, section: Any) -> None:
+    for field in dataclasses.fields(section):
+        allowed = field.metadata.get("range")
+        value = getattr(section, field.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if allowed is not None and one not in allowed:
+                raise ConfigError(f"config.{name}.{field.name}={value!r}: expected {allowed}")
+
+
+FLOAT32_MAX = 3.4e38
+MANY = 2**30  # examples, steps or devices: more than there ever are
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What to train on.
@@ -51,14 +92,14 @@ class DataConfig:
     name: str = "mni152"
     root: str = ""
     data_dir: str = ""
-    image_size: int = 224
-    patch_size: tuple[int, ...] = ()
+    image_size: int = number(224, least=8, most=16384)
+    patch_size: tuple[int, ...] = number((), least=1, most=4096)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        _require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8 pixels")
+        _check_ranges("data", self)
         _require(
-            len(self.patch_size) in (0, 3) and all(size > 0 for size in self.patch_size),
+            len(self.patch_size) in (0, 3) and all(isinstance(n, int) for n in self.patch_size),
             "data.patch_size",
             self.patch_size,
             "three sizes (depth, height, width), or () for slices",
@@ -76,22 +117,17 @@ class AugmentConfig:
 
     flip: bool = True
     quarter_turns: bool = True
-    rotation_degrees: float = 20.0
-    scale: float = 0.1
-    shift: float = 0.05
-    affine_probability: float = 0.5
-    contrast: float = 0.1
-    brightness: float = 0.1
-    gamma: float = 0.1
-    noise: float = 0.0
+    rotation_degrees: float = number(20.0, least=0, most=180)
+    scale: float = number(0.1, least=0, below=1)
+    shift: float = number(0.05, least=0, most=1)
+    affine_probability: float = number(0.5, least=0, most=1)
+    contrast: float = number(0.1, least=0, most=1)
+    brightness: float = number(0.1, least=0, most=1)
+    gamma: float = number(0.1, least=0, most=5)
+    noise: float = number(0.0, least=0, most=1)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            _require(value >= 0, f"augment.{field.name}", value, "a number from 0 up")
-        for key in ("scale", "affine_probability"):
-            value = getattr(self, key)
-            _require(value <= 1, f"augment.{key}", value, "at most 1")
+        _check_ranges("augment", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +166,8 @@ class ObjectiveConfig:
 
     spatial: str = "dice_ce"
     spectral: str | Mapping[str, Any] = "paper"
-    weight: float = 0.1
-    ramp: float = 0.1
+    weight: float = number(0.1, least=0, most=1e6)
+    ramp: float = number(0.1, least=0, most=1)
     include_background: bool = False
 
     def __post_init__(self):
@@ -140,8 +176,7 @@ class ObjectiveConfig:
             _require_choice("objective.spectral", self.spectral, (*SPECTRAL, "none"))
         else:
             _check_spectral_keywords(self.spectral)
-        _require(self.weight >= 0, "objective.weight", self.weight, "a number from 0 up")
-        _require(0 <= self.ramp <= 1, "objective.ramp", self.ramp, "a share between 0 and 1")
+        _check_ranges("objective", self)
 
     @property
     def spectral_term(self) -> str | Mapping[str, Any] | None:
@@ -199,27 +234,22 @@ class OptimConfig:
       poly_power: exponent of the decay of "sgd".
       warmup: share of the steps over which the learning rate of "adamw" rises from 0.
       clip_norm: gradients are scaled down to this norm; 0 for never.
-      ema_decay: of the running mean of parameters that is evaluated; 0 for none.
+      ema_decay: of the running mean of parameters that is evaluated, after a warm-up: see
+        `spectral_jax.training.optim.ema_decay_schedule`; 0 for none.
     """
 
     name: str = "sgd"
-    learning_rate: float = 0.01
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    poly_power: float = 0.9
-    warmup: float = 0.05
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
+    learning_rate: float = number(0.01, least=1e-12, most=FLOAT32_MAX)
+    weight_decay: float = number(1e-4, least=0, most=FLOAT32_MAX)
+    momentum: float = number(0.9, least=0, below=1)
+    poly_power: float = number(0.9, least=0, most=100)
+    warmup: float = number(0.05, least=0, below=1)
+    clip_norm: float = number(0.0, least=0, most=FLOAT32_MAX)
+    ema_decay: float = number(0.0, least=0, below=1)
 
     def __post_init__(self):
         _require_choice("optim.name", self.name, ("sgd", "adamw"))
-        _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "above 0")
-        for key in ("weight_decay", "momentum", "poly_power", "clip_norm"):
-            value = getattr(self, key)
-            _require(value >= 0, f"optim.{key}", value, "a number from 0 up")
-        for key in ("warmup", "momentum", "ema_decay"):
-            value = getattr(self, key)
-            _require(0 <= value < 1, f"optim.{key}", value, "a number from 0 up to below 1")
+        _check_ranges("optim", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,23 +265,21 @@ class TrainConfig:
         a part at a time.
       validate_every: epochs between validations.
       save_every_steps: steps between checkpoints, beside those at validations.
+      save_every_minutes: the longest time between checkpoints.
       log_every_steps: steps between lines in metrics.jsonl.
     """
 
-    seed: int = 0
-    epochs: float = 150.0
-    batch_size: int = 24
-    accumulate: int = 1
-    validate_every: float = 5.0
-    save_every_steps: int = 500
-    log_every_steps: int = 10
+    seed: int = number(0, least=0, below=2**31)
+    epochs: float = number(150.0, above=0, most=1e9)
+    batch_size: int = number(24, least=1, most=MANY)
+    accumulate: int = number(1, least=1, most=MANY)
+    validate_every: float = number(5.0, above=0, most=1e9)
+    save_every_steps: int = number(500, least=1, most=MANY)
+    save_every_minutes: float = number(3.0, above=0, most=1e9)
+    log_every_steps: int = number(10, least=1, most=MANY)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if field.name != "seed":
-                value = getattr(self, field.name)
-                _require(value > 0, f"train.{field.name}", value, "above 0")
-        _require(self.seed >= 0, "train.seed", self.seed, "a number from 0 up")
+        _check_ranges("train", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,12 +291,12 @@ class MeshConfig:
       fsdp: devices that share one copy of the parameters and of the optimiser's state.
     """
 
-    data: int = -1
-    fsdp: int = 1
+    data: int = number(-1, least=-1, most=MANY)
+    fsdp: int = number(1, least=1, most=MANY)
 
     def __post_init__(self):
-        _require(self.data > 0 or self.data == -1, "mesh.data", self.data, "above 0, or -1")
-        _require(self.fsdp > 0, "mesh.fsdp", self.fsdp, "above 0")
+        _require(self.data != 0, "mesh.data", self.data, "at least 1, or -1")
+        _check_ranges("mesh", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,11 +333,13 @@ def parse_config(values: ConfigDict | Mapping[str, Any]) -> Config:
     parsed = {}
     for name, defaults in sections.items():
         given = values.get(name, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"config.{name}={given!r}: expected its settings")
         _check_keys(f"{name}.", given, tuple(defaults))
         for key, value in given.items():
             _check_type(f"{name}.{key}", value, defaults[key])
         tuples = {k: tuple(v) for k, v in given.items() if isinstance(defaults[k], tuple)}
-        parsed[name] = type(getattr(Config(), name))(**given | tuples)
+        parsed[name] = type(getattr(Config(), name))(**{**given, **tuples})
     return Config(**parsed)
 
 

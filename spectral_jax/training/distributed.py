@@ -3,6 +3,8 @@
 All of it works with one process too, and does nothing then.
 """
 
+import contextlib
+import enum
 import importlib.util
 import json
 import os
@@ -10,14 +12,17 @@ import pathlib
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from spectral_jax import lock
 from spectral_jax.training.config import ConfigError
 from spectral_jax.training.sharding import replicated, split_batch
 
@@ -46,7 +51,7 @@ def start(
       ConnectionError: if the coordinator does not answer in time.
     """
     given = (bool(coordinator_address), process_count > 0, process_index >= 0)
-    # SIGTERM is ours: `StopSignal` agrees on a step, and outside of training it ends the process
+    # SIGTERM is ours: `StopSignal` agrees on a step; elsewhere it ends the process
     jax.config.update("jax_enable_preemption_service", False)
     waiting: dict[str, Any] = {
         "initialization_timeout": timeout_seconds,
@@ -125,39 +130,104 @@ def gather(value: Any) -> list[Any]:
     ]
 
 
+class Request(enum.IntEnum):
+    """What a process asks all of them to do after the same step; of several, they do the last."""
+
+    NOTHING = 0
+    SAVE = 1
+    INTERRUPT = signal.SIGINT  # 2
+    TERMINATE = signal.SIGTERM  # 15
+
+    @property
+    def title(self) -> str:
+        """What a person calls the signal."""
+        return "Ctrl-C" if self == Request.INTERRUPT else "SIGTERM"
+
+
 class Preempted(Exception):
-    """SIGTERM came; what has to be kept is saved and the same command goes on from here."""
+    """SIGTERM or Ctrl-C came; what has to be kept is saved, and the same command resumes.
+
+    Attributes:
+      request: which of them.
+    """
+
+    def __init__(self, message: str, request: Request = Request.TERMINATE):
+        super().__init__(message)
+        self.request = request
 
 
 class StopSignal:
-    """SIGTERM to any process asks all of them to stop after the same step."""
+    """SIGTERM or Ctrl-C to any process asks all of them to stop after the same step.
+
+    The second Ctrl-C means what it did before.
+    """
 
     def __init__(self, mesh: Mesh):
         self._split = split_batch(mesh)
-        self._any = jax.jit(jnp.max, out_shardings=replicated(mesh))
+        self._highest = jax.jit(jnp.max, out_shardings=replicated(mesh))
         self._asked: jax.Array | None = None
 
-    def reached(self) -> bool:
-        """Whether to stop now; called by all processes after each step.
+    def agreed(self, save: bool = False) -> Request:
+        """What to do now; called by all processes after each step.
 
         Several processes read here what they sent after the step before, so that nobody waits.
+
+        Args:
+          save: whether this process wants the state to be saved.
         """
+        mine = max(self._received, Request.SAVE if save else Request.NOTHING)
         if jax.process_count() == 1:
-            return self._received
+            return mine
         asked = self._asked
-        mine = np.full(jax.local_device_count(), self._received)
-        self._asked = self._any(jax.make_array_from_process_local_data(self._split, mine))
-        return asked is not None and bool(asked)
+        sent = np.full(jax.local_device_count(), mine, np.int32)
+        self._asked = self._highest(jax.make_array_from_process_local_data(self._split, sent))
+        return Request.NOTHING if asked is None else Request(int(asked))
+
+    def check(self, message: str) -> None:
+        """Raises Preempted where all processes agreed to stop; called by all after each step."""
+        request = self.agreed()
+        if request > Request.SAVE:
+            raise Preempted(f"{request.title}: {message}", request)
 
     def __enter__(self):
-        self._received = False
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        self._received = Request.NOTHING
+        self._previous = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) != signal.SIG_IGN  # as with nohup
+        }
         return self
 
-    def _receive(self, *_):
-        self._received = True
+    def _receive(self, number, _):
+        self._received = max(self._received, Request(number))
+        if number == signal.SIGINT:
+            # no `print`, which may be interrupted in its middle
+            os.write(2, b"\nCtrl-C: stopping after this step; Ctrl-C again ends at once\n")
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
     def __exit__(self, error, *_):
-        signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
         if self._received and error is None:  # it came too late to be agreed on
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self._received)
+
+
+@contextlib.contextmanager
+def only_writer(folder: epath.PathLike, *, wait: bool = False) -> Iterator[None]:
+    """Makes these processes the only ones that write to a folder: see `lock.only_writer`.
+
+    The first one holds the lock; where it cannot, all of them raise its error.
+    """
+    with contextlib.ExitStack() as held:
+        mine: OSError | None = None
+        if is_first():
+            try:
+                held.enter_context(lock.only_writer(folder, wait=wait))
+            except OSError as error:
+                mine = error
+        reasons = gather(None if mine is None else str(mine))
+        if mine is not None:
+            raise mine
+        if reasons[0]:
+            raise lock.LockedError(reasons[0])
+        yield

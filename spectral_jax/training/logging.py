@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from typing import Any
+from typing import Any, TextIO
 
 from etils import epath
 from tensorboardX import SummaryWriter
@@ -20,14 +20,16 @@ FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes lines of numbers; after a restart it goes on where the checkpoint stands.
+    """Writes lines of numbers; after a restart it resumes where the checkpoint stands.
 
+    Nothing is written before `open`, so that a run that fails at once leaves no trace.
     Of several processes the first one writes; the others are silent. Objects of a store cannot be
     added to: there, lines and events are kept in a folder here, and copied with each checkpoint.
     """
 
     def __init__(self, workdir: epath.PathLike, first_step: int, total_steps: int):
         self._writes = is_first()
+        self._first_step = first_step
         self._workdir = epath.Path(workdir)
         self._temporary: tempfile.TemporaryDirectory | None = None
         folder = pathlib.Path(workdir)
@@ -35,20 +37,8 @@ class RunLog:
             self._temporary = tempfile.TemporaryDirectory(prefix="spectral_jax-")
             folder = pathlib.Path(self._temporary.name)
         self._folder = folder
-        path = folder / FILE if self._writes else pathlib.Path(os.devnull)
-        if self._writes and (self._workdir / FILE).exists():
-            # what came after the checkpoint will come again; the last line may be half-written
-            lines = (self._workdir / FILE).read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith(b"\n") and _step(line) <= first_step]
-            write_text(path, b"".join(kept).decode())
-        self._file = path.open("a")
-        # its queue has no end, for a full one waits for a thread that a full disk has ended
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"),
-            purge_step=first_step,
-            max_queue=0,
-            write_to_disk=self._writes,
-        )
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
         self._total_steps = total_steps
         self._bar = tqdm(
             total=total_steps,
@@ -58,10 +48,38 @@ class RunLog:
             disable=not (self._writes and sys.stderr.isatty()),
         )
 
+    def open(self) -> None:
+        """Makes the files, or takes away from them what came after the checkpoint."""
+        if self._file is not None:
+            return
+        path = self._folder / FILE if self._writes else pathlib.Path(os.devnull)
+        if self._writes and (self._workdir / FILE).exists():
+            # it will come again; the last line may be half-written
+            lines = (self._workdir / FILE).read_bytes().splitlines(keepends=True)
+            whole = (line for line in lines if line.endswith(b"\n"))
+            kept = [line.decode() for line in whole if _step(line) <= self._first_step]
+            write_text(path, "".join(kept))
+        self._file = path.open("a", encoding="utf-8")
+        # its queue has no end, for a full one waits for a thread that a full disk has ended
+        self._board = SummaryWriter(
+            str(self._folder / "tensorboard"),
+            purge_step=self._first_step,
+            max_queue=0,
+            write_to_disk=self._writes,
+        )
+
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds one line; `kind` is "train" or "validation"."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        assert self._file is not None, "open comes first"
+        assert self._board is not None
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._folder / FILE} cannot be written: {error.strerror}. Free space or allow "
+                "writing there, and run the same command again to resume from the last checkpoint"
+            ) from error
         for key, value in values.items():
             self._board.add_scalar(f"{kind}/{key}", value, step)
 
@@ -79,7 +97,7 @@ class RunLog:
 
     def copy_to_store(self) -> None:
         """Brings a run's folder on object storage up to date; nothing to do for one here."""
-        if self._temporary is None or not self._writes:
+        if self._temporary is None or self._board is None or not self._writes:
             return
         self._board.flush()
         for file in self._folder.rglob("*"):
@@ -93,8 +111,10 @@ class RunLog:
 
     def __exit__(self, error, *_):
         self._bar.close()
-        self._board.close()
-        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._file is not None:
+            self._file.close()
         with contextlib.suppress(OSError) if error else contextlib.nullcontext():
             self.copy_to_store()
         if self._temporary is not None:

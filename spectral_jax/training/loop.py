@@ -20,15 +20,23 @@ from spectral_jax.metrics import overlap
 from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.training import distributed, run, sharding
 from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import Config, DataConfig
-from spectral_jax.training.distributed import Preempted
+from spectral_jax.training.config import MANY, Config, ConfigError, DataConfig
+from spectral_jax.training.distributed import Preempted, Request
 from spectral_jax.training.logging import RunLog
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient is not a number; the last checkpoint is from before."""
+    """A loss or gradient is not a number; the last checkpoint is from before.
+
+    Attributes:
+      step: where.
+    """
+
+    def __init__(self, message: str, step: int = -1):
+        super().__init__(message)
+        self.step = step
 
 
 def train(config: Config, workdir: epath.Path) -> bool:
@@ -48,18 +56,31 @@ def train(config: Config, workdir: epath.Path) -> bool:
       DataError: for raw data that cannot be used.
       NonFiniteError: if the loss or the gradient is not finite.
       CheckpointError: for a checkpoint that cannot be written, or none that can be read.
-      Preempted: after SIGTERM.
+      LockedError: if another process trains in this folder.
+      Preempted: after SIGTERM or Ctrl-C.
     """
+    with distributed.only_writer(workdir):
+        try:
+            return _train(config, workdir)
+        except NonFiniteError as error:
+            run.note_stop(workdir, error.step, str(error))
+            raise
+
+
+def _train(config: Config, workdir: epath.Path) -> bool:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
     folder = run.prepare_data(config.data)
     split = Split(folder, "train")
     model = run.make_model(config, len(split.info.classes))
-    run.start_run(config, workdir, split.info)
-
     examples = make_examples(split, config.data)
     steps_per_epoch = len(examples) / config.train.batch_size
     total_steps = math.ceil(config.train.epochs * steps_per_epoch)
+    if total_steps > MANY:
+        raise ConfigError(
+            f"config.train.epochs={config.train.epochs:g}: {total_steps:g} steps of "
+            f"{config.train.batch_size} examples; expected at most {MANY}"
+        )
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
     make_state = run.state_maker(config, model, split.info.channels, total_steps)
     layout = run.state_layout(make_state, mesh)
@@ -67,9 +88,11 @@ def train(config: Config, workdir: epath.Path) -> bool:
     validator = Validator(config, model, folder, layout)
 
     with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
+        run.check_run(config, workdir, split.info, checkpoints.last_step)
         state = initial_state(config, make_state, layout, checkpoints)
         first_step = int(state.step)
         if first_step == total_steps:
+            run.claim_run(config, workdir, split.info, first_step)
             return False
         batches = pipeline.training_batches(
             examples,
@@ -82,9 +105,10 @@ def train(config: Config, workdir: epath.Path) -> bool:
         )
         with RunLog(workdir, first_step, total_steps) as log:
             if first_step:
-                log.say(f"going on at step {first_step} of {total_steps}")
+                log.say(f"resuming at step {first_step} of {total_steps}")
             before = None  # of the step that may still be running
             clock = Clock()
+            save_timer = Timer(60 * config.train.save_every_minutes)
             for step in range(first_step + 1, total_steps + 1):
                 with clock.waiting():
                     batch = next(batches)
@@ -94,10 +118,14 @@ def train(config: Config, workdir: epath.Path) -> bool:
                     # checked one step late, so that the device never waits for the host
                     log.advance(step - 1, check_finite(*before, examples, checkpoints.last_step))
                 before = (step, records, metrics)
+                if step == first_step + 1:
+                    check_finite(*before, examples, checkpoints.last_step)
+                    run.claim_run(config, workdir, split.info, first_step)
+                    log.open()
 
-                stopping = stop.reached()
+                request = stop.agreed(save=distributed.is_first() and save_timer.is_over())
                 validating = step % validate_every == 0 or step == total_steps
-                saving = validating or step % config.train.save_every_steps == 0 or stopping
+                saving = validating or step % config.train.save_every_steps == 0 or request > 0
                 logging = step % config.train.log_every_steps == 0 or step == total_steps
                 if saving or logging:
                     check_finite(*before, examples, checkpoints.last_step)
@@ -124,9 +152,14 @@ def train(config: Config, workdir: epath.Path) -> bool:
                     log.copy_to_store()
                     checkpoints.save(step, state, dice)
                     clock.restart()
-                if stopping:
+                    save_timer.restart()
+                if request > Request.SAVE:
                     checkpoints.wait()
-                    raise Preempted(f"SIGTERM: saved at step {step} of {total_steps}")
+                    raise Preempted(
+                        f"{request.title}: saved at step {step} of {total_steps}; run the same "
+                        "command again to resume",
+                        request,
+                    )
         checkpoints.wait()
     return True
 
@@ -183,8 +216,9 @@ def check_finite(
         kept = "there is no checkpoint yet" if saved is None else f"the checkpoint of step {saved}"
         raise NonFiniteError(
             f"step {step}: {', '.join(bad)} not finite; the batch holds {cases}. Kept: {kept}. "
-            "Look at these cases; or lower the learning rate or clip gradients "
-            "(--config.optim.learning_rate, --config.optim.clip_norm)"
+            "Look at these cases; or resume in the same folder with a lower learning rate or with "
+            "clipped gradients (--config.optim.learning_rate, --config.optim.clip_norm)",
+            step,
         )
     return float(metrics["loss"])
 
@@ -236,6 +270,25 @@ class Validator:
         }
         mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
         return {"dice": mean, **{f"dice/{name}": value for name, value in per_class.items()}}
+
+
+class Timer:
+    """Says once in a while that it is time for something."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from now."""
+        self._start = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the time has passed; counts anew then."""
+        if time.monotonic() - self._start < self._seconds:
+            return False
+        self.restart()
+        return True
 
 
 class Clock:

@@ -33,6 +33,15 @@ def spectral_weight_schedule(config: ObjectiveConfig, total_steps: int) -> optax
     return optax.linear_schedule(0.0, config.weight, max(1, round(config.ramp * total_steps)))
 
 
+def ema_decay_schedule(config: OptimConfig) -> optax.Schedule:
+    """Decay of the running mean of parameters by step: `min(decay, (1 + step) / (10 + step))`.
+
+    The warm-up of TensorFlow's `ExponentialMovingAverage` (`num_updates`): the mean forgets the
+    random start at once, however near to 1 the decay is and however short the run.
+    """
+    return lambda step: jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+
+
 def build_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimiser that `config` describes."""
     schedule = learning_rate_schedule(config, total_steps)

@@ -36,12 +36,16 @@ from spectral_jax.training.state import TrainState, create_state
 CONFIG_FILE = "config.json"
 VERSIONS_FILE = "versions.json"
 DATASET_FILE = "dataset.json"
+STOPPED_FILE = "stopped.json"
+CHANGES_FILE = "changes.json"
 RESTORE = "restore it from a copy, or use another --workdir and train again"
 # these may change between the starts of a run: they do not change what is computed
 FREE_KEYS = (
     *("data.root", "data.data_dir", "mesh.data", "mesh.fsdp"),
-    *("train.log_every_steps", "train.save_every_steps"),
+    *("train.log_every_steps", "train.save_every_steps", "train.save_every_minutes"),
 )
+# these too, where the run stopped at numbers that are not finite
+REMEDY_KEYS = ("optim.learning_rate", "optim.clip_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,43 +67,139 @@ class TrainedModel:
     step: int
 
 
-def start_run(config: Config, workdir: epath.Path, data: DatasetInfo) -> None:
-    """Makes the run's folder, or checks that an existing one belongs to `config`.
+def check_run(
+    config: Config, workdir: epath.Path, data: DatasetInfo, last_step: int | None
+) -> None:
+    """Checks that a folder is free for a run, or holds this very one.
+
+    A folder without a checkpoint is free, also where a run began in it.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      data: what it is trained on now.
+      last_step: of its newest checkpoint.
 
     Raises:
-      ConfigError: if the folder belongs to another configuration, or holds something else.
+      ConfigError: if the folder belongs to another configuration, or to other data, or holds
+        something else.
     """
     file = workdir / CONFIG_FILE
-    values = dataclasses.asdict(config)
-    if file.exists():
-        # through JSON, as the stored values went: tuples become lists
-        before, now = _flatten(read_json(file, RESTORE)), _flatten(_plain(values))
-        changed = [
-            f"  config.{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and key not in FREE_KEYS
-        ]
-        if changed:
-            raise ConfigError(
-                f"{workdir} belongs to a run with another configuration:\n"
-                + "\n".join(changed)
-                + "\nUse another --workdir, or delete this one"
-            )
+    if not file.exists():
+        if workdir.exists() and any(path.name[0] != "." for path in workdir.iterdir()):
+            raise ConfigError(f"{workdir} is not empty and holds no run; use another --workdir")
         return
-    if workdir.exists() and any(workdir.iterdir()):
-        raise ConfigError(f"{workdir} is not empty and holds no run; use another --workdir")
-    distributed.wait_for_all("looked at the run's folder")
+    if last_step is None:
+        return
+    free: tuple[str, ...] = FREE_KEYS
+    if _stopped_at(workdir) > last_step:
+        free += REMEDY_KEYS
+    changed = [
+        f"  config.{key}: {before!r} there, {now!r} now"
+        for key, (before, now) in _changes(config, workdir).items()
+        if key not in free
+    ]
+    if changed:
+        raise ConfigError(
+            f"{workdir} belongs to a run with another configuration:\n"
+            + "\n".join(changed)
+            + "\nUse another --workdir, or delete this one"
+        )
+    check_data(workdir, data)
+
+
+def check_data(workdir: epath.Path, data: DatasetInfo) -> None:
+    """Checks that data are those that a run was trained on, wherever they lie now.
+
+    Raises:
+      ConfigError: if its records, its classes or its channels are others.
+    """
+    if not (workdir / DATASET_FILE).exists():
+        return
+    before = read_dataset_info(workdir)
+    changed = [
+        f"  {what}: {there!r} there, {now!r} now"
+        for what, there, now in (
+            ("data set", before.name, data.name),
+            ("classes", before.classes, data.classes),
+            ("channels", before.channels, data.channels),
+        )
+        if there != now
+    ]
+    if before.checksums:  # older runs have none
+        changed += [
+            f"  {split}: other images, labels or cases, or in another order"
+            for split in sorted(before.checksums.keys() | data.checksums.keys())
+            if before.checksums.get(split) != data.checksums.get(split)
+        ]
+    if changed:
+        raise ConfigError(
+            f"{workdir} was trained on other data:\n"
+            + "\n".join(changed)
+            + "\nBring those back, wherever they lie (config.data.root), or use another --workdir. "
+            "Other files of the same kind are scored with experiments.evaluate --on=NAME=FOLDER"
+        )
+
+
+def claim_run(config: Config, workdir: epath.Path, data: DatasetInfo, first_step: int) -> None:
+    """Writes what a run is into its folder, after its first step; or what changed as it resumes.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      data: what it is trained on.
+      first_step: where it resumes; 0 for a new run.
+    """
+    file = workdir / CONFIG_FILE
     if distributed.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / VERSIONS_FILE, versions())
-        write_json(workdir / DATASET_FILE, dataclasses.asdict(data))
-        write_json(file, values)
-    distributed.wait_for_all("made the run's folder")
+        if first_step == 0 or not (workdir / DATASET_FILE).exists():
+            write_json(workdir / DATASET_FILE, dataclasses.asdict(data))
+        if first_step == 0 or not (workdir / VERSIONS_FILE).exists():
+            write_json(workdir / VERSIONS_FILE, versions())
+        changes = _changes(config, workdir) if file.exists() else {}
+        remedies = {key: changes[key] for key in REMEDY_KEYS if key in changes}
+        if remedies and first_step:
+            known = (
+                read_json(workdir / CHANGES_FILE, "delete it")["changes"]
+                if (workdir / CHANGES_FILE).exists()
+                else []
+            )
+            change = {"step": first_step} | remedies
+            write_json(workdir / CHANGES_FILE, {"changes": [*known, change]})
+        if changes or not file.exists():
+            write_json(file, dataclasses.asdict(config))
+    distributed.wait_for_all("claimed the run's folder")
     if not file.exists():
         raise ConfigError(
             f"{workdir}: process {jax.process_index()} does not see what process 0 wrote; use a "
             "--workdir on storage that all processes share"
         )
+
+
+def note_stop(workdir: epath.Path, step: int, reason: str) -> None:
+    """Notes that a run stopped at a step, so that it may resume with another learning rate."""
+    if distributed.is_first() and (workdir / CONFIG_FILE).exists():
+        write_json(workdir / STOPPED_FILE, {"step": step, "reason": reason})
+
+
+def _stopped_at(workdir: epath.Path) -> int:
+    """The step at which a run stopped for numbers that are not finite; -1 if it never did."""
+    file = workdir / STOPPED_FILE
+    return int(read_json(file, "delete it").get("step", -1)) if file.exists() else -1
+
+
+def _changes(config: Config, workdir: epath.Path) -> dict[str, tuple[Any, Any]]:
+    """Values that differ from those of a run, by dotted name: there, and now."""
+    there, now = (
+        # through JSON, as the stored values went: tuples become lists
+        _flatten(json.loads(json.dumps(dataclasses.asdict(of))))
+        for of in (read_config(workdir), config)
+    )
+    return {
+        key: (there.get(key), now.get(key))
+        for key in sorted(there.keys() | now.keys())
+        if there.get(key) != now.get(key)
+    }
 
 
 def read_config(workdir: epath.Path) -> Config:
@@ -239,10 +339,6 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
     if module is not None and "image_size" in module.__dataclass_fields__:
         options.setdefault("image_size", config.data.image_size)
     return build_model(config.model.name, num_classes=num_classes, **options)
-
-
-def _plain(values: Any) -> Any:
-    return json.loads(json.dumps(values))
 
 
 def _tuples(values: Any) -> dict[str, Any]:

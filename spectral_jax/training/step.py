@@ -17,6 +17,7 @@ from spectral_jax.models import compiler_options
 from spectral_jax.training.config import Config
 from spectral_jax.training.optim import (
     build_optimizer,
+    ema_decay_schedule,
     learning_rate_schedule,
     spectral_weight_schedule,
 )
@@ -42,6 +43,7 @@ def make_train_step(
     optimizer = build_optimizer(config.optim, total_steps)
     learning_rate = learning_rate_schedule(config.optim, total_steps)
     spectral_weight = spectral_weight_schedule(config.objective, total_steps)
+    ema_decay = ema_decay_schedule(config.optim)
     spectral = config.objective.spectral_term
 
     def terms_of_shard(logits, labels, weight):
@@ -117,7 +119,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - config.optim.ema_decay)
+            ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay(state.step))
         metrics = {
             **terms,
             "gradient_norm": optax.global_norm(gradients),

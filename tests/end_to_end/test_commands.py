@@ -118,7 +118,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(finished, run_comma
         process.communicate()
     code, _, errors = run_command("train", *flags)
     assert code == 0, errors
-    assert "going on at step" in errors
+    assert "resuming at step" in errors
     (step, ours), (last_step, theirs) = arrays(tmp_path / "killed"), arrays(whole)
     assert step == last_step
     for (path, a), (other, b) in zip(ours, theirs, strict=True):
@@ -144,9 +144,81 @@ def test_evaluating_again_gives_the_same_scores(finished, run_command):
 
 
 @pytest.mark.slow
+def test_one_trains_in_a_folder_and_ctrl_c_saves(run_command, tiny_flags, tmp_path):
+    flags = (*tiny_flags, "--config.train.epochs=500.0", f"--workdir={tmp_path / 'run'}")
+    process = run_command("train", *flags, wait=False)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+    code, _, errors = run_command("train", *flags)
+    assert code == 2
+    assert re.fullmatch(
+        rf"LockedError: {tmp_path}/run: process {process.pid} on \S+ \(.*\) writes there; .*\n",
+        errors,
+    ), errors
+
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    last = errors.splitlines()[-1]
+    found = re.fullmatch(
+        r"Ctrl-C: saved at step (\d+) of 4250; run the same command again to resume", last
+    )
+    assert found, errors
+    assert (tmp_path / "run" / "checkpoints" / found[1]).is_dir()
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+BUSY = """
+import jax, jax.numpy as jnp
+from experiments import flags
+
+def main():
+    print("busy", flush=True)
+    endless = jax.jit(lambda: jax.lax.while_loop(lambda x: x >= 0, lambda x: x * 0.5, 1.0))
+    endless().block_until_ready()
+
+flags.run(main)
+"""
+
+
+def test_the_second_ctrl_c_ends_compiled_code_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"busy\n"
+    time.sleep(1)  # to be in the loop
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+def test_a_pipe_that_is_called_like_a_picture_is_refused(run_command, tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / "raw" / kind).mkdir(parents=True)
+        os.mkfifo(tmp_path / "raw" / kind / "a.png")
+    code, _, errors = run_command(
+        "prepare",
+        "--dataset=folder",
+        f"--raw_dir={tmp_path / 'raw'}",
+        f"--data_dir={tmp_path / 'prepared'}",
+        "--option=resplit=false",
+    )
+    assert code == 2
+    assert "no images" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "prepared").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
+        ("train", ["--config.model.pretrained=nowhere.npz"], "nowhere.npz"),
         ("train", ["--config.optim.learnin_rate=1"], "did you mean config.optim.learning_rate"),
         ("train", ["--config.optin.learning_rate=1"], "Did you mean .optim."),
         ("train", ["--config.optim.name=adam"], "did you mean 'adamw'"),

@@ -107,7 +107,7 @@ def test_a_process_notices_the_death_of_the_other(data_flag, tmp_path):
     running[1].kill()
     code, output = finish(running, timeout=100)[0]
     assert code not in (0, 143)
-    assert "lost touch with another process" in output or "another task" in output
+    assert "lost contact with another process" in output or "another task" in output
 
 
 @pytest.mark.slow

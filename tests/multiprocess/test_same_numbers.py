@@ -60,7 +60,7 @@ def test_a_checkpoint_goes_on_on_one_device(runs, layout, tmp_path):
     shutil.rmtree(workdir / "evaluation")
     ((code, output),) = finish(start((*FLAGS, data_flag, f"--workdir={workdir}")))
     assert code == 0, output
-    assert "going on at step 40 of 50" in output
+    assert "resuming at step 40 of 50" in output
     ours, theirs = losses(workdir), losses(folders[1, 1])
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
     assert scores(workdir) == scores(folders[1, 1])

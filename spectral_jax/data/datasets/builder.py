@@ -14,7 +14,8 @@ import io
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,12 +27,14 @@ from tqdm import tqdm
 from spectral_jax.data.datasets import splits as splitting
 from spectral_jax.data.datasets import summary
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
+from spectral_jax.data.datasets.files import walk
 from spectral_jax.data.datasets.staging import staging
 from spectral_jax.data.parallel import available_cores, run_ahead
 from spectral_jax.data.pictures import as_stored
 from spectral_jax.data.volumes import DataError
+from spectral_jax.options import read_options
 
-VERSION = "1.5.0"  # 1.5: volumes in one orientation
+VERSION = "1.6.0"  # 1.5: volumes in one orientation; 1.6: checksums of records
 RECORDS_PER_SHARD = 1000
 PNG_LEVEL = 3  # of zlib: half a per cent larger than the highest, and several times faster
 
@@ -59,11 +62,13 @@ def prepare(
     Raises:
       DataError: for raw data that cannot be used; nothing is left behind.
     """
-    _check_options(dataset, options)
+    options, choices = _read_options(
+        dataset, options | {"validation": validation, "resplit": resplit}
+    )
     root = _find_root(dataset, root)
     data_dir = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    choices = options | {"validation": validation, "resplit": resplit}
-    name = f"{root.name if root else dataset.name}-{fingerprint(dataset, root, choices)}"
+    stem = re.sub(r"[^\w.-]+", "_", root.name if root else dataset.name, flags=re.ASCII)
+    name = f"{stem}-{fingerprint(dataset, root, options | choices)}"
     folder = data_dir / dataset.name / name / VERSION
     if folder.is_dir():
         return folder
@@ -72,10 +77,11 @@ def prepare(
             found = dataset.read(root, **options)
             if not any(found.splits.values()):
                 raise DataError(f"{root}: no case found\n{dataset.source}")
-            splits, notes = splitting.decide(found, validation, resplit)
+            splits, notes = splitting.decide(found, **choices)
             found = found._replace(splits=splits, notes=(*found.notes, *notes))
             dataset = dataclasses.replace(dataset, **found.details)
-            written = _write(dataset, found, temporary, name, root, choices)
+            _check_classes(dataset, root)
+            written = _write(dataset, found, temporary, name, root, options | choices)
             folder.parent.mkdir(parents=True, exist_ok=True)
             written.rename(folder)
     return folder
@@ -111,22 +117,38 @@ def fingerprint(dataset: Dataset, root: pathlib.Path | None, options: Mapping[st
     """Eight hexadecimal digits that change with the options and the raw files' names and dates."""
     files = []
     if root is not None:
-        for path in sorted(root.rglob("*")):
-            if path.is_file():
-                stat = path.stat()
-                files.append((str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns))
+        for path in walk(root):
+            stat = path.stat()
+            files.append((str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns))
     text = json.dumps([dataset.name, VERSION, str(root), files, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _check_options(dataset: Dataset, options: Mapping[str, Any]) -> None:
-    _, *known = inspect.signature(dataset.read).parameters
-    for name in options:
-        if name not in known:
-            raise DataError(
-                f"data set {dataset.name!r} has no option {name!r}; it has "
-                f"{', '.join(['validation', 'resplit', *known])}"
-            )
+def _read_options(
+    dataset: Dataset, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Typed options: of the data set's `read`, and of `splits.decide`."""
+    readers, choices = (
+        {
+            parameter.name: parameter.annotation
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        }
+        for function in (dataset.read, splitting.decide)
+    )
+    options = read_options(f"data set {dataset.name!r}", given, choices | readers, DataError)
+    return (
+        {key: value for key, value in options.items() if key in readers},
+        {key: value for key, value in options.items() if key not in readers},
+    )
+
+
+def _check_classes(dataset: Dataset, root: pathlib.Path | None) -> None:
+    names = dataset.classes or ()
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{root}: class {twice[0]!r} is named twice; classes: {', '.join(names)}")
+    if not 2 <= len(names) <= 256:
+        raise DataError(f"{root}: {len(names)} classes; expected 2 to 256, the background first")
 
 
 def _find_root(dataset: Dataset, root: str | pathlib.Path | None) -> pathlib.Path | None:
@@ -155,17 +177,19 @@ def _write(
     """Writes records and what lies beside them, and returns their folder."""
     folder = data_dir / dataset.name / name / VERSION
     folder.mkdir(parents=True)
-    first = next(case for split in found.splits.values() for case in split).load()
+    first = load(next(case for split in found.splits.values() for case in split))
     channels = dataset.channels or first.image.shape[-1]
     dtype = first.image.dtype
     # one record after the other: other writers of tensorflow-datasets gather a whole split first
+    info = _dataset_info(dataset, found, channels, dtype, name, folder)
     writer = tfds.core.SequentialWriter(
-        _dataset_info(dataset, found, channels, dtype, name, folder),
+        info,
         max_examples_per_shard=RECORDS_PER_SHARD,
         file_format="array_record",
     )
     writer.initialize_splits(list(found.splits))
     statistics: summary.Statistics = {split: [] for split in found.splits}
+    contents = {split: hashlib.sha256() for split in found.splits}
     count = sum(map(len, found.splits.values()))
     with tqdm(total=count, desc=dataset.name, unit="case", disable=None) as bar:
         for split, cases in found.splits.items():
@@ -179,12 +203,14 @@ def _write(
             )
             for case in run_ahead(encode, cases, available_cores()):
                 writer.add_examples({split: case.records})
+                contents[split].update(case.checksum)
                 statistics[split].append(case.statistics)
                 if case.instances:
                     (folder / "instances").mkdir(exist_ok=True)
                     picture = folder / "instances" / f"{case.statistics.name}.png"
                     picture.write_bytes(case.instances)
                 bar.update()
+    info.metadata["checksums"] = {split: of.hexdigest() for split, of in contents.items()}
     writer.close_all()
     for remark in summary.write(folder, dataset, found, statistics, root, options):
         logging.getLogger(__name__).warning("%s: %s", dataset.name, remark)
@@ -239,11 +265,23 @@ def _dataset_info(
     )
 
 
+def load(case: Case) -> Loaded:
+    """A case in memory; what is no file is refused, as a pipe would never end."""
+    for path in case.files:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: no regular file, but a folder, a pipe or a device")
+    return case.load()
+
+
 @dataclasses.dataclass(frozen=True)
 class EncodedCase:
-    """A case as it is written: its records, the picture of its objects, and its figures."""
+    """A case as it is written: its records, the picture of its objects, and its figures.
+
+    The checksum is of what the records hold, as other versions may compress it otherwise.
+    """
 
     records: list[dict[str, Any]]
+    checksum: bytes
     instances: bytes | None
     statistics: summary.CaseStatistics
 
@@ -252,7 +290,7 @@ def encode_case(
     case: Case, *, channels: int, bits: int, dtype: np.dtype, classes: tuple[str, ...], tile: int
 ) -> EncodedCase:
     """Loads and checks a case and encodes its slices, or its tiles, in order."""
-    loaded = case.load()
+    loaded = load(case)
     loaded = loaded._replace(image=as_stored(loaded.image, channels, bits, case.files[0]))
     check_case(case, loaded, dtype, classes)
     spacing_mm = np.array(loaded.spacing_mm or (np.nan,) * 3, np.float32)
@@ -273,7 +311,18 @@ def encode_case(
     ]
     instances = None if loaded.instances is None else encode_png(loaded.instances[..., None])
     labels = [label for _, label in slices]
-    return EncodedCase(records, instances, summary.measure(case, loaded, labels, len(classes)))
+    statistics = summary.measure(case, loaded, labels, len(classes))
+    return EncodedCase(records, _checksum(case.name, slices, spacing_mm), instances, statistics)
+
+
+def _checksum(
+    case: str, slices: Sequence[tuple[np.ndarray, np.ndarray]], spacing_mm: np.ndarray
+) -> bytes:
+    content = hashlib.sha256(case.encode(errors="surrogateescape"))
+    for array in (spacing_mm, *(array for of_slice in slices for array in of_slice)):
+        content.update(f"{array.dtype.str} {array.shape}".encode())
+        content.update(np.ascontiguousarray(array).data)
+    return content.digest()
 
 
 def check_case(case: Case, loaded: Loaded, dtype: np.dtype, classes: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Finding the files of a data set, and cases made of them."""
 
 import codecs
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,20 @@ from spectral_jax.data.volumes import DataError, Nifti
 Pair = tuple[Path, Path]
 ReadMask = Callable[[Path], np.ndarray]
 PICTURE = r"(?:png|jpe?g|tiff?|bmp|gif)"
+
+
+def walk(folder: Path) -> list[Path]:
+    """All files below a folder, in order; through links to folders too."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        found += [path for name in names if (path := Path(place, name)).is_file()]
+    return sorted(found)
 
 
 def find(folder: Path, pattern: str) -> dict[str, Path]:
@@ -38,10 +53,9 @@ def find(folder: Path, pattern: str) -> dict[str, Path]:
 
 def visible_files(folder: Path) -> Iterator[Path]:
     """Files below a folder in order, but for those that systems and notebooks hide there."""
-    for path in sorted(folder.rglob("*")):
+    for path in walk(folder):
         parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if not hidden and path.is_file():
+        if not any(part.startswith(".") or part == "__MACOSX" for part in parts):
             yield path
 
 
