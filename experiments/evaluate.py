@@ -13,6 +13,7 @@ from absl import flags as absl_flags
 from etils import epath
 
 from experiments import flags
+from spectral_jax import metrics
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER, evaluate
@@ -22,9 +23,14 @@ from spectral_jax.training import distributed, run
 
 
 def evaluate_split(
-    workdir: epath.Path, data: pathlib.Path, split: str, checkpoint: str, dataset: str
+    workdir: epath.Path,
+    data: pathlib.Path,
+    split: str,
+    checkpoint: str,
+    dataset: str,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Restores a run and scores it on one split of a prepared data set.
+    """Restores a run and scores it on one split of a prepared data set; `options` of `evaluate`.
 
     What is to be called as the run's own data set has to be the same data.
     """
@@ -33,7 +39,7 @@ def evaluate_split(
     if dataset == trained.data.name:
         run.check_data(workdir, cases.info)
     with distributed.only_writer(workdir / FOLDER, wait=True):
-        return evaluate(trained, cases, workdir, checkpoint, dataset=dataset)
+        return evaluate(trained, cases, workdir, checkpoint, dataset=dataset, **options)
 
 
 def print_scores(result: dict[str, Any]) -> None:
@@ -41,8 +47,11 @@ def print_scores(result: dict[str, Any]) -> None:
     by_class = result["by_class"]
     width = max(len(name) for name in [*by_class, "mean"])
     unit = result["distance_unit"]
-    print(f"\n{result['dataset']}, {result['split']} split, checkpoint of step "
-          f"{result['checkpoint']['step']}; distances in {unit}")  # fmt: skip
+    tolerance = f"{result['nsd_tolerance']:g} {unit}"
+    print(
+        f"\n{result['dataset']}, {result['split']} split, checkpoint of step "
+        f"{result['checkpoint']['step']}; distances in {unit}, NSD within {tolerance}"
+    )
     print(" ".join([" " * width, *(f"{metric:>14}" for metric in METRICS)]))
     for name, values in [*by_class.items(), ("mean", result["summary"])]:
         cells = []
@@ -69,7 +78,13 @@ def main() -> None:
         name, _, root = item.partition("=")
         data = run.partner_data(config, name, root)
         result = evaluate_split(
-            workdir, data, SPLIT.value, CHECKPOINT.value, name_of_results(config.name, name, root)
+            workdir,
+            data,
+            SPLIT.value,
+            CHECKPOINT.value,
+            name_of_results(config.name, name, root),
+            threshold=THRESHOLD.value,
+            nsd_tolerance=NSD_TOLERANCE.value,
         )
         if distributed.is_first():
             print_scores(result)
@@ -90,4 +105,10 @@ if __name__ == "__main__":
         "split", "test", ["train", "validation", "test", "all"], "What to score."
     )
     CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+    THRESHOLD = flags.define_threshold()
+    NSD_TOLERANCE = absl_flags.DEFINE_float(
+        "nsd_tolerance",
+        metrics.NSD_TOLERANCE,
+        "Of the surface Dice (NSD), in mm, or in pixels where the spacing is not known.",
+    )
     flags.run(main)

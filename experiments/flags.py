@@ -31,6 +31,15 @@ def define_workdir() -> flags.FlagHolder[str]:
     return flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 
 
+def define_threshold() -> flags.FlagHolder[float | None]:
+    """The flag --threshold."""
+    return flags.DEFINE_float(
+        "threshold",
+        None,
+        "Of networks with sigmoid: the probability above which a pixel is of a class; 0.5 without.",
+    )
+
+
 def define_processes() -> Callable[[], None]:
     """Flags of a run of several processes; returns the function that joins them."""
     address = flags.DEFINE_string(

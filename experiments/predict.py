@@ -39,6 +39,7 @@ from spectral_jax.files import write_text, written_whole
 from spectral_jax.lock import only_writer
 from spectral_jax.reporting import overlays
 from spectral_jax.training import run
+from spectral_jax.training.run import TrainedModel
 
 EXIT_SOME_FAILED = 4
 SECONDS_BETWEEN_LINES = 10
@@ -69,35 +70,54 @@ def as_spelled(name: str) -> pathlib.Path:
     return next(siblings, path)
 
 
-def save(prediction: Prediction, output: pathlib.Path, data: DatasetInfo) -> list[pathlib.Path]:
-    """Writes what was asked for, each file as a whole, and returns the files of labels."""
-    stem = output / prediction.source.name
+def save(prediction: Prediction, output: pathlib.Path, trained: TrainedModel) -> list[pathlib.Path]:
+    """Writes what was asked for, each file as a whole, and returns the files of labels.
+
+    Overlapping classes have a file each, in a folder of the class's name.
+    """
+    name, scan = prediction.source.name, prediction.scan
+    labels, data = trained.labels, trained.data
+    stem = output / name
     if prediction.probabilities is not None:
-        prediction.scan.write_probabilities(prediction.probabilities, stem)
+        scan.write_probabilities(prediction.probabilities, stem)
     if OVERLAYS.value:
         with written_whole(stem.with_name(stem.name + "_overlay.png")) as temporary:
-            Image.fromarray(draw_overlay(prediction, data.colors)).save(temporary)
-    return prediction.scan.write_labels(prediction.labels, stem, data.classes, data.colors)
+            Image.fromarray(draw_overlay(prediction, trained)).save(temporary)
+    if not labels.overlapping:
+        return scan.write_labels(prediction.labels, stem, data.classes, data.colors)
+    return [
+        file
+        for number in range(1, len(data.classes))
+        for file in scan.write_labels(
+            labels.mask(prediction.labels, number).astype(np.uint8),
+            output / data.classes[number] / name,
+            (data.classes[0], data.classes[number]),
+            (data.colors[0], data.colors[number]),
+        )
+    ]
 
 
-def draw_overlay(prediction: Prediction, colors: Sequence[str]) -> np.ndarray:
+def draw_overlay(prediction: Prediction, trained: TrainedModel) -> np.ndarray:
     """The slice with the most foreground, with its classes outlined."""
     index = int((prediction.labels > 0).sum((1, 2)).argmax())
     image = prediction.image[index]
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
-    return overlays.draw_labels(image, prediction.labels[index], colors)
+    labels = trained.labels.topmost(prediction.labels[index])
+    return overlays.draw_labels(image, labels, trained.data.colors)
 
 
-def describe(result: Prediction | Failure, output: pathlib.Path, data: DatasetInfo) -> dict:
+def describe(result: Prediction | Failure, output: pathlib.Path, trained: TrainedModel) -> dict:
     """Writes what was found in a case, and returns its row of the summary."""
     row = {"input": str(result.source.files[0])}
     try:
         if isinstance(result, Failure):
             raise DataError(result.reason)
-        row["output"] = str(save(result, output, data)[0])
-        row["unit"], sizes = inference.measure(result, len(data.classes))
-        return row | {name: f"{size:g}" for name, size in zip(data.classes[1:], sizes, strict=True)}
+        files = save(result, output, trained)
+        row["output"] = ";".join(map(str, files if trained.labels.overlapping else files[:1]))
+        row["unit"], sizes = inference.measure(result, trained.labels)
+        names = trained.data.classes[1:]
+        return row | {name: f"{size:g}" for name, size in zip(names, sizes, strict=True)}
     except DataError as error:
         row["error"] = str(error)
     except Exception as error:  # such as a name too long for its folder, or a full disk
@@ -158,7 +178,13 @@ def main() -> None:
     sources = inference.find_sources(paths, output)
     trained = run.restore(flags.path(WORKDIR), CHECKPOINT.value)
     data = trained.data
-    predictor = Predictor(trained, BATCH_SIZE.value, flips=TTA.value, tiles=TILES.value)
+    predictor = Predictor(
+        trained,
+        BATCH_SIZE.value,
+        flips=TTA.value,
+        tiles=TILES.value,
+        threshold=THRESHOLD.value,
+    )
     progress = Progress(len(sources), predictor.inputs)
     results = inference.predict_sources(
         predictor,
@@ -174,7 +200,7 @@ def main() -> None:
         for result in results:
             if isinstance(result, Prediction):
                 notes.update(result.scan.notes)
-            rows.append(describe(result, output, data))
+            rows.append(describe(result, output, trained))
             progress.finish()
         write_summary(output / "summary.csv", rows, data)
     failed = sum("error" in row for row in rows)
@@ -207,6 +233,7 @@ if __name__ == "__main__":
         False,
         "Cut pictures larger than the training size into tiles of it, in the place of shrinking.",
     )
+    THRESHOLD = flags.define_threshold()
     INTENSITY = absl_flags.DEFINE_enum(
         "intensity",
         None,

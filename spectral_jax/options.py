@@ -29,7 +29,8 @@ def read_options(
     Args:
       of: what they are options of, for errors.
       given: values by name.
-      kinds: what each is to be: bool, int, float, str, `Sequence` of these, a union, or `Any`.
+      kinds: what each is to be: bool, int, float, str, `Sequence` or `Mapping` of these, a union,
+        or `Any`.
       error: what to raise.
 
     Raises:
@@ -66,6 +67,11 @@ def _read(value: Any, kind: Any) -> Any:
         raise ValueError
     if origin in (collections.abc.Sequence, tuple):
         return tuple(_read(item, parts[0]) for item in _items(value))
+    if origin is collections.abc.Mapping:
+        values = ast.literal_eval(value) if isinstance(value, str) else value
+        if not isinstance(values, Mapping):
+            raise ValueError
+        return {_read(key, parts[0]): _read(item, parts[1]) for key, item in values.items()}
     if isinstance(value, str) and kind is not str:
         value = {"true": True, "false": False, "none": None}.get(value.lower(), value)
         if isinstance(value, str):
@@ -99,4 +105,6 @@ def _describe(kind: Any) -> str:
         return " or ".join(_describe(part) for part in parts)
     if origin in (collections.abc.Sequence, tuple):
         return f"a list, each {_describe(parts[0])}"
+    if origin is collections.abc.Mapping:
+        return f"a dictionary, of each name {_describe(parts[1])}"
     return NAMES.get(kind, "None")

@@ -260,7 +260,10 @@ def test_damage_in_layouts_without_a_sample(shared_data, tmp_path):
 
 
 def test_wrong_options_and_roots_say_what_is_right(tmp_path):
-    with pytest.raises(DataError, match=r"no option 'organ'; it has validation, resplit, organs"):
+    with pytest.raises(
+        DataError,
+        match=r"no option .organ.; it has validation, resplit, ignore_label, regions, organs",
+    ):
         prepare(DATASETS["synapse"], root=tmp_path, data_dir=tmp_path, organ=13)
     with pytest.raises(DataError, match="expected 8 or 13"):
         prepare(DATASETS["synapse"], root=tmp_path, data_dir=tmp_path, organs=9)

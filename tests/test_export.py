@@ -50,9 +50,14 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("spectral_jax
 """
 
 
+def probabilities_of(network, images):
+    apply = jax.jit(functools.partial(apply_network, network.model, network.activation))
+    return apply(network.variables, images)
+
+
 def trained(name, size, channels=3):
     config = parse_config(
-        {"data": {"image_size": size}, "model": {"name": name, "options": NETWORKS[name]}}
+        {"data": {"image_size": size}, "model": {"name": name, name: NETWORKS[name]}}
     )
     info = DatasetInfo(
         name="kvasir_seg",
@@ -82,7 +87,9 @@ def test_a_process_without_this_package_gives_the_same(name, rng, tmp_path):
         check=True,
         timeout=120,
     )
-    expected = jax.jit(functools.partial(apply_network, network.model))(network.variables, images)
+    expected = jax.jit(functools.partial(apply_network, network.model, "softmax"))(
+        network.variables, images
+    )
     assert np.ptp(expected) > 10 * TOLERANCE  # the network says something
     for count in (3, 1):
         ours = np.load(folder / f"out{count}.npy")
@@ -97,7 +104,9 @@ def test_onnx_gives_the_same_in_onnxruntime(name, rng, tmp_path):
     network = trained(name, 32)
     write_bundle(network, tmp_path / "run", tmp_path, onnx=True)
     images = rng.random((3, 32, 32, 3)).astype(np.float32)
-    expected = jax.jit(functools.partial(apply_network, network.model))(network.variables, images)
+    expected = jax.jit(functools.partial(apply_network, network.model, "softmax"))(
+        network.variables, images
+    )
     assert np.ptp(expected) > 10 * TOLERANCE
     session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "model.onnx")
     for count in (3, 1):

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from experiments.predict import split_paths
 from spectral_jax.data.datasets import DATASETS, prepare
 from spectral_jax.data.formats import Scan, read_scan
+from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo, Split
 from spectral_jax.data.volumes import DataError, ct_window, mri_percentile
 from spectral_jax.evaluation.evaluate import MatchedCases
@@ -358,7 +359,7 @@ def test_sizes_have_units(shape, spacing_mm, expected):
     labels.flat[:5] = 1
     of = dataclasses.replace(scan(labels[..., None], "nifti"), spacing_mm=spacing_mm)
     prediction = Prediction(Source((FILE,), "a"), of, labels[..., None], labels, None)
-    unit, sizes = measure(prediction, 2)
+    unit, sizes = measure(prediction, Labels(1))
     assert unit == expected[0]
     assert sizes == pytest.approx(expected[1])
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from experiments.configs import kvasir_transunet, kvasir_unet, tiny
+from spectral_jax.data.labels import Labels
 from spectral_jax.losses.harmonized import SPECTRAL
 from spectral_jax.training import run, sharding
 from spectral_jax.training.config import ConfigError, MeshConfig, parse_config
+from spectral_jax.training.objective import make_objective
 from spectral_jax.training.plan import bytes_per_device, find_collectives, make_plan
 from spectral_jax.training.step import make_train_step
 
@@ -42,7 +44,7 @@ def run_steps(config, count=3, dtype=jnp.float32):
         )
 
     layout = run.state_layout(make_state, mesh)
-    step = make_train_step(model, config, count, layout)
+    step = make_train_step(model, config, count, layout, make_objective(config, Labels(2)))
     # drawn on one device: a sharded draw may differ in the last bit
     state = jax.device_put(jax.jit(make_state)(jax.random.key(0)), layout)
     rng = np.random.default_rng(0)
@@ -73,7 +75,7 @@ def test_only_sums_leave_a_device(spectral):
 
 def test_only_parameters_come_together_when_they_are_split():
     widths = (64, 128)
-    config = make_config(model__options={"widths": widths}, mesh__fsdp=4)
+    config = make_config(model__unet={"widths": widths}, mesh__fsdp=4)
     plan = make_plan(config, 3, 1)
     gathered = [s for c in plan.collectives if c.kind == "all-gather" for s in c.arrays]
     kernels = [4 * 9 * a * b for a, b in ((64, 128), (128, 128), (128, 64))]
@@ -98,7 +100,7 @@ def test_four_devices_hold_a_quarter_each(configuration):
 def test_splitting_parameters_changes_no_number(monkeypatch):
     # float64, where three steps amplify the order of sums to 1e-14 only: in float32 the steps drift
     # apart by what the processor rounds, and hide that a gradient gets lost
-    whole = make_config(model__options={"widths": (32, 64)}, data__image_size=8)
+    whole = make_config(model__unet={"widths": (32, 64)}, data__image_size=8)
     monkeypatch.setattr(sharding, "MIN_SIZE", 3 * 3 * 64 * 64)
     split = dataclasses.replace(whole, mesh=MeshConfig(data=2, fsdp=4))
     with jax.enable_x64(True):
@@ -115,7 +117,7 @@ def test_splitting_parameters_changes_no_number(monkeypatch):
 @pytest.mark.parametrize(("spatial", "spectral"), [("dice_ce", "midband"), ("dice", "paper")])
 def test_accumulated_steps_are_those_of_the_whole_batch(spatial, spectral):
     config = make_config(
-        model__options={"widths": (4, 8), "norm": "group"},
+        model__unet={"widths": (4, 8), "norm": "group"},
         objective__spatial=spatial,
         objective__spectral=spectral,
         objective__ramp=0.0,

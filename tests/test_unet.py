@@ -105,7 +105,7 @@ def test_batch_statistics_follow_training():
     [
         ("vnet", {}, "choose one of"),
         ("unet", {"width": (4,)}, "did you mean 'widths'"),
-        ("unet", {"num_classes": 1}, "at least 2"),
+        ("unet", {"num_classes": 0}, "2 or more, or 1 with a sigmoid"),
     ],
 )
 def test_wrong_options_are_named(name, options, message):

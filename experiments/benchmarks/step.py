@@ -15,9 +15,11 @@ from absl import flags, logging
 from scipy import ndimage
 
 from experiments.benchmarks import timing
+from spectral_jax.data.labels import Labels
 from spectral_jax.models import compiler_options
 from spectral_jax.training import run, sharding
 from spectral_jax.training.config import MeshConfig, default_config, parse_config
+from spectral_jax.training.objective import make_objective
 from spectral_jax.training.step import make_train_step
 
 
@@ -65,7 +67,7 @@ class Ours:
         values = default_config()
         values.data.image_size = case.size
         values.model.name = case.model
-        values.model.options.update(case.options)
+        values.model[case.model].update(case.options)
         values.objective.spatial = "dice_ce"
         values.objective.spectral = spectral
         values.train.batch_size = batch
@@ -82,7 +84,9 @@ class Ours:
         self.images = np.random.default_rng(1).random((batch, case.size, case.size, 1), np.float32)
         self.labels = blobs(batch, case.size, case.classes)
         self.batch = sharding.place_batch({"image": self.images, "label": self.labels}, mesh)
-        step = make_train_step(model, config, 1000, layout)
+        step = make_train_step(
+            model, config, 1000, layout, make_objective(config, Labels(case.classes - 1))
+        )
         self.program = step.lower(self.state, self.batch).compile()
         self.apply = jax.jit(
             lambda variables, images: model.apply(variables, images, train=False),

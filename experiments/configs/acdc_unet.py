@@ -22,7 +22,7 @@ def get_config():
     )
     config.data.options.case_pattern = r"(?P<case>.+)_slice_(?P<slice>\d+)"
     config.model.name = "unet"
-    config.model.options.widths = (64, 128, 256, 512, 1024)
+    config.model.unet.widths = (64, 128, 256, 512, 1024)
     config.objective.spatial = "dice_ce"
     config.objective.spectral = "paper"
     config.objective.weight = 0.1

@@ -16,7 +16,7 @@ def get_config():
     config.data.image_size = 256
     config.data.options.threshold = 127  # of two classes: brighter is foreground
     config.data.options.case_pattern = ""  # groups slices into volumes
-    config.model.options.widths = (32, 64, 128, 256, 512)
+    config.model.unet.widths = (32, 64, 128, 256, 512)
     config.objective.spatial = "dice_ce"
     config.objective.spectral = "midband"
     config.optim.name = "adamw"

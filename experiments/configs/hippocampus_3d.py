@@ -12,8 +12,8 @@ def get_config():
     config.data.name = "decathlon"
     config.data.patch_size = (32, 32, 32)
     config.model.name = "unet"
-    config.model.options.widths = (16, 32, 64)
-    config.model.options.norm = "instance"
+    config.model.unet.widths = (16, 32, 64)
+    config.model.unet.norm = "instance"
     config.objective.spatial = "dice_ce"
     config.objective.spectral = "midband"
     config.objective.weight = 0.1

@@ -13,7 +13,7 @@ def get_config():
     config.data.name = "kvasir_seg"
     config.data.image_size = 224
     config.model.name = "unet"
-    config.model.options.widths = (64, 128, 256, 512, 1024)
+    config.model.unet.widths = (64, 128, 256, 512, 1024)
     config.objective.spatial = "dice_ce"
     config.objective.spectral = "midband"
     config.objective.weight = 0.1

@@ -11,7 +11,7 @@ def get_config():
     config.data.name = "mni152"
     config.data.image_size = 128
     config.model.name = "unet"
-    config.model.options.widths = (16, 32, 64, 128)
+    config.model.unet.widths = (16, 32, 64, 128)
     config.objective.spatial = "dice_ce"
     config.objective.spectral = "midband"
     config.objective.weight = 0.1

@@ -18,7 +18,7 @@ def get_config():
     config.data.name = "acdc"
     config.data.image_size = 96
     config.model.name = "unet"
-    config.model.options.widths = (16, 32, 64, 128)
+    config.model.unet.widths = (16, 32, 64, 128)
     config.objective.spatial = "dice_ce"
     config.optim.name = "adamw"
     config.optim.learning_rate = 3e-3

@@ -12,8 +12,7 @@ from experiments.studies.design import Study, make_arms
 def get_study() -> Study:
     config = heart.get_config()
     config.model.name = "transunet"
-    del config.model.options.widths
-    config.model.options.update(
+    config.model.transunet.update(
         resnet_blocks=(2, 2, 2),
         resnet_width=16,
         hidden_size=128,

@@ -15,7 +15,7 @@ def get_study() -> Study:
     config = default_config()
     config.data.name = "decathlon"
     config.data.image_size = 48
-    config.model.options.widths = (16, 32, 64)
+    config.model.unet.widths = (16, 32, 64)
     # its two parts differ in where they lie, front and back
     config.augment.flip = config.augment.quarter_turns = False
     config.objective.spatial = "dice_ce"

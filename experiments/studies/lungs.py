@@ -13,7 +13,7 @@ def get_study() -> Study:
     config.data.name = "montgomery_shenzhen"
     config.data.options.site = "shenzhen"
     config.data.image_size = 256
-    config.model.options.widths = (32, 64, 128, 256, 512)
+    config.model.unet.widths = (32, 64, 128, 256, 512)
     config.augment.quarter_turns = False
     config.objective.spatial = "dice_ce"
     config.optim.name = "adamw"

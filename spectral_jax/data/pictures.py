@@ -337,16 +337,31 @@ def read_mask(
     return as_label(mask.numbers, path)
 
 
-def read_binary_mask(path: Path, threshold: int = WHITE_ABOVE) -> UInt8[np.ndarray, "height width"]:
+def read_binary_mask(
+    path: Path, threshold: int = WHITE_ABOVE, ignore_label: int | None = None
+) -> UInt8[np.ndarray, "height width"]:
     """Returns 1 where a mask is white: masks of 0 and 1, black and a colour, and greys at edges.
 
     JPEG rings and resizing blurs, so that masks of 0 and 255 hold greys; they are cut at the
-    threshold, of 255.
+    threshold, of 255. What has the value `ignore_label`, neither 0 nor 1, keeps it.
 
     Raises:
-      DataError: for a mask of more than two levels or colours, or of a dark one.
+      DataError: for a mask of more than two levels or colours, or of a dark one; with
+        `ignore_label`, for JPEG or colours.
     """
     mask = _read_mask(path)
+    ignored = np.zeros(mask.shown.shape[:2], bool)
+    if ignore_label is not None:
+        if mask.lossy or mask.numbers is None:
+            kind = "compressed as JPEG is" if mask.lossy else "a mask of colours"
+            raise DataError(
+                f"{path}: {kind}, which has no ignore_label={ignore_label}; save masks in grey or "
+                "with a palette, as PNG"
+            )
+        ignored = mask.numbers == ignore_label
+        shown = mask.shown.copy()
+        shown[ignored] = 0
+        mask = dataclasses.replace(mask, shown=shown)
     values = mask.shown.max(-1) if mask.shown.ndim == 3 else mask.shown
     if values.dtype.kind == "f":
         values = as_label(values, path)
@@ -362,7 +377,8 @@ def read_binary_mask(path: Path, threshold: int = WHITE_ABOVE) -> UInt8[np.ndarr
         )
     if highest > 1:
         _check_two_levels(mask, values, highest, threshold, path)
-    return (values > (0 if highest == 1 else threshold)).astype(np.uint8)
+    white = values > (0 if highest == 1 else threshold)
+    return np.where(ignored, ignore_label or 0, white).astype(np.uint8)
 
 
 def _check_two_levels(
@@ -377,9 +393,10 @@ def _check_two_levels(
     if several or (not mask.lossy and _numbers_beside_white(values)):
         raise DataError(
             f"{path}: {_describe(shown)}: more than black and one colour, so it is not clear what "
-            "is foreground. Make it black and white, where a value marks a border or what is not "
-            "known too. Where values or colours stand for classes, name them in classes.txt (data "
-            "set folder), one a line and background first, such as 'liver #00ff00' or "
+            "is foreground. Make it black and white. Where a value marks what is not known, say "
+            "which: --config.data.options.ignore_label=255. Where values or colours stand for "
+            "classes, name them in classes.txt (data set folder), one a line and background first, "
+            "such as 'liver #00ff00' or "
             "'border #808080'"
         )
 

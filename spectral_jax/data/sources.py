@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from spectral_jax.data import headers
+from spectral_jax.data.labels import Labels
 from spectral_jax.data.volumes import DataError
 
 
@@ -22,7 +23,7 @@ class Volume:
     Attributes:
       name: of the case.
       image: `[depth, height, width, channels]`, uint8 or uint16.
-      label: `[depth, height, width]`, uint8 class numbers.
+      label: `[depth, height, width]`, as `DatasetInfo.labels` says.
       spacing_mm: `(depth, height, width)` of a voxel, or None where unknown.
     """
 
@@ -50,6 +51,8 @@ class DatasetInfo:
       volume: which one was taken of NIfTI files that hold several; None if each holds one.
       bits: how many bits the values of 16-bit pictures used before they were stored in full range.
       checksums: SHA-256 of all that the records of a split hold, by split.
+      overlapping: whether a pixel can be of several classes.
+      ignore: whether there are pixels that do not count.
     """
 
     name: str
@@ -64,6 +67,13 @@ class DatasetInfo:
     bits: int = 16
     orientation: str = ""
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    overlapping: bool = False
+    ignore: bool = False
+
+    @property
+    def labels(self) -> Labels:
+        """How its labels are to be read."""
+        return Labels(len(self.classes) - 1, self.overlapping, self.ignore)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -100,7 +110,7 @@ def resize_rows(
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes class numbers `[height, width]` to those of the nearest pixels."""
+    """Resizes a label `[height, width]` to the values of the nearest pixels."""
     height, width = size
     return np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
 
@@ -154,6 +164,8 @@ class Split:
             bits=metadata.get("bits", 16),
             orientation=metadata.get("orientation", ""),
             checksums=metadata.get("checksums", {}),
+            overlapping=metadata.get("overlapping", False),
+            ignore=metadata.get("ignore", False),
         )
         # pictures stay PNG bytes here: tensorflow-datasets decodes 16 bit with OpenCV only
         skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}

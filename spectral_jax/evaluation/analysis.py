@@ -18,7 +18,7 @@ from scipy import ndimage, stats
 from tqdm import tqdm
 
 from spectral_jax.data.sources import Split, Volume
-from spectral_jax.evaluation.evaluate import MatchedCases, write_result
+from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax, write_result
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics.overlap import confusion_matrix
 from spectral_jax.training import distributed
@@ -64,6 +64,7 @@ def analyse_errors(
       ValueError: where `MatchedCases` does.
     """
     start = time.perf_counter()
+    require_softmax(trained, "analysis of errors")
     classes = trained.data.classes
     cases = MatchedCases(trained, split)
     predictor = Predictor(trained)
@@ -72,8 +73,9 @@ def analyse_errors(
     near = np.zeros((len(classes), len(DISTANCE_EDGES_PX) + 1, 2), np.int64)
     for name in _share(split.cases, split.name):
         volume = cases.volume(name)
-        prediction = cases.restrict(predictor.labels(volume.image))
-        confusion += confusion_matrix(prediction, volume.label, len(classes))
+        prediction = cases.restrict(predictor.labels(volume.image), volume.valid)
+        counted = ... if volume.valid is None else volume.valid
+        confusion += confusion_matrix(prediction[counted], volume.label[counted], len(classes))
         for label in cases.scored:
             of_class = {"case": name, "class": classes[label]}
             truth, found = volume.label == label, prediction == label

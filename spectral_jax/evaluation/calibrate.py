@@ -12,7 +12,7 @@ from scipy import optimize
 from tqdm import tqdm
 
 from spectral_jax.data.sources import Split
-from spectral_jax.evaluation.evaluate import MatchedCases, spread, write_result
+from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax, spread, write_result
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.metrics.calibration import (
     BINS,
@@ -74,6 +74,7 @@ def measure_calibration(
       ValueError: for `max_cases` below 1, or as `evaluate`.
     """
     start = time.perf_counter()
+    require_softmax(trained, "calibration")
     classes = trained.data.classes
     predictor = Predictor(trained)
     # each process fits it alone, to the same bits
@@ -95,16 +96,19 @@ def measure_calibration(
         around_truth = dict.fromkeys(STATES, nothing)
         ranks = dict.fromkeys(cases.scored, ranking_counts(np.empty(0), np.empty(0, bool)))
         predicted = predictor.slices([volume.image])
-        for probabilities, truth in zip(predicted, volume.label, strict=True):
+        valid = np.ones(volume.label.shape, bool) if volume.valid is None else volume.valid
+        for probabilities, truth, counted in zip(predicted, volume.label, valid, strict=True):
             as_trained = cases.restrict_probabilities(probabilities)
             scaled = cases.restrict_probabilities(scale_temperature(probabilities, temperature))
-            near = dilated_union(as_trained.argmax(-1), truth)
-            around = dilated_union(truth, truth)
+            near = counted & dilated_union(as_trained.argmax(-1) * counted, truth)
+            around = counted & dilated_union(truth, truth)
             for label in ranks:
-                ranks[label] = ranks[label] + ranking_counts(as_trained[..., label], truth == label)
+                ranks[label] = ranks[label] + ranking_counts(
+                    as_trained[counted][:, label], truth[counted] == label
+                )
             for state, of_state in zip(STATES, (as_trained, scaled), strict=True):
                 around_truth[state] += calibration_sums(of_state, truth, around)
-                of_case["all", state] += calibration_sums(of_state, truth)
+                of_case["all", state] += calibration_sums(of_state, truth, counted)
                 of_case["dilated_union", state] += calibration_sums(of_state, truth, near)
         for key in keys:
             totals[key] += of_case[key]
@@ -185,8 +189,10 @@ def _validation_pixels(
         volume = cases.volume(name)
         share = max(1, FIT_PIXELS // (len(chosen) * len(volume.label)))
         predicted = predictor.slices([volume.image])
-        for probabilities, truth in zip(predicted, volume.label, strict=True):
+        valid = np.ones(volume.label.shape, bool) if volume.valid is None else volume.valid
+        for probabilities, truth, counted in zip(predicted, volume.label, valid, strict=True):
             drawn = generator.integers(truth.size, size=min(share, truth.size))
+            drawn = drawn[counted.ravel()[drawn]]
             parts.append(probabilities.reshape(truth.size, -1)[drawn])
             truths.append(truth.ravel()[drawn])
     return np.concatenate(parts), np.concatenate(truths)

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from spectral_jax.data.augment import to_unit_range
 from spectral_jax.data.sources import Split, resize_image, resize_label
-from spectral_jax.evaluation.evaluate import MatchedCases
+from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.files import write_arrays, write_json
+from spectral_jax.losses import activate
 from spectral_jax.training import distributed
 from spectral_jax.training.run import TrainedModel
 
@@ -285,7 +286,7 @@ def _probability_inside(model, steps, variables, image, blurred, ranks, class_in
     shown = jnp.stack([first, ~first])[..., None]
     images = jnp.where(shown, image, blurred)
     logits = model.apply(variables, images.reshape(-1, *image.shape), train=False)
-    probabilities = jax.nn.softmax(logits)[..., class_index]
+    probabilities = activate(logits, "softmax")[..., class_index]
     return ((probabilities * mask).sum((1, 2)) / mask.sum()).reshape(2, -1)
 
 
@@ -363,12 +364,13 @@ def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Itera
 
     Yields:
       Dictionaries of `case` and `slice` (None for a picture); `image` `[height, width, channels]`
-      and `label` `[height, width]` at the original size; `input` (float32 in [0, 1]) and `truth`
-      at the network's; `classes`, the numbers of those that `truth` holds.
+      and `label` and `valid` `[height, width]` at the original size; `input` (float32 in
+      [0, 1]) and `truth` at the network's; `classes`, the numbers of those that `truth` holds.
 
     Raises:
       ValueError: for a network of patches, or as `evaluate` does.
     """
+    require_softmax(trained, "explanations and interactions")
     if trained.config.data.patch_size:
         raise ValueError(
             "the network sees patches of volumes; explanations and interactions are of networks "
@@ -390,6 +392,7 @@ def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Itera
                 "slice": index if len(volume.label) > 1 else None,
                 "image": image,
                 "label": label,
+                "valid": None if volume.valid is None else volume.valid[index],
                 "input": np.asarray(to_unit_range(jnp.asarray(resize_image(image, size)))),
                 "truth": truth,
                 "classes": classes,
@@ -444,7 +447,8 @@ def measure_explanations(
     slices = list(fullest_slices(trained, split, max_cases))
     quiet = not (distributed.is_first() and sys.stderr.isatty())
     for picture in tqdm(slices, unit="case", desc=split.name, disable=quiet):
-        predicted = kept.restrict(predictor.labels(picture["image"][None]))[0]
+        predicted = predictor.labels(picture["image"][None])[0]
+        predicted = kept.restrict(predicted, picture["valid"])
         region = resize_label(predicted, picture["truth"].shape)
         for label in picture["classes"]:
             mask = picture["truth"] == label

@@ -39,8 +39,8 @@ import numpy as np
 with open("model.jax", "rb") as file:
     network = jax.export.deserialize(bytearray(file.read()))
 images = np.zeros({shape}, np.float32)
-probabilities = network.call(images)
-labels = np.asarray(probabilities).argmax(-1)""",
+probabilities = np.asarray(network.call(images))
+{decide}""",
     ONNX_FILE: """\
 import numpy as np
 import onnxruntime
@@ -48,7 +48,15 @@ import onnxruntime
 network = onnxruntime.InferenceSession("model.onnx")
 images = np.zeros({shape}, np.float32)
 (probabilities,) = network.run(None, {{network.get_inputs()[0].name: images}})
-labels = probabilities.argmax(-1)""",
+{decide}""",
+}
+MEANINGS = {
+    "softmax": "probabilities of the classes, which sum to 1; a pixel is of the most probable one",
+    "sigmoid": "probability of each class, which may overlap; a pixel is of those above 0.5",
+}
+DECISIONS = {
+    "softmax": "labels = probabilities.argmax(-1)",
+    "sigmoid": "masks = probabilities > 0.5  # of each class",
 }
 INTENSITIES = {
     "identity": "8-bit values divided by 255, 16-bit ones by 65535",
@@ -81,7 +89,9 @@ def export_stablehlo(
             raise ValueError(f"platform {platform!r}: expected some of {', '.join(PLATFORMS)}")
     (batch,) = jax.export.symbolic_shape("batch")
     shape = (batch, *trained.config.data.example_size, trained.data.channels)
-    program = jax.jit(functools.partial(apply_network, trained.model, trained.variables))
+    program = jax.jit(
+        functools.partial(apply_network, trained.model, trained.activation, trained.variables)
+    )
     exported = jax.export.export(program, platforms=platforms)(
         jax.ShapeDtypeStruct(shape, np.float32)
     )
@@ -101,7 +111,7 @@ def export_onnx(trained: TrainedModel) -> bytes:
             f"ONNX needs a converter ({error}): pip install 'spectral_jax[onnx]' && pip install "
             "--no-deps jax2onnx"
         ) from None
-    network = functools.partial(apply_network, trained.model, trained.variables)
+    network = functools.partial(apply_network, trained.model, trained.activation, trained.variables)
     shape = ("batch", *trained.config.data.example_size, trained.data.channels)
     model = to_onnx(network, [shape])
     # the shapes noted for intermediate tensors are channels last, the tensors are not: onnxruntime
@@ -129,7 +139,9 @@ def largest_difference(trained: TrainedModel, run: Callable[[np.ndarray], np.nda
     """How far probabilities are from the network's, on random images: one, and a batch of three."""
     shape = (3, *trained.config.data.example_size, trained.data.channels)
     images = np.random.default_rng(0).random(shape, np.float32)
-    network = jax.jit(functools.partial(apply_network, trained.model, trained.variables))
+    network = jax.jit(
+        functools.partial(apply_network, trained.model, trained.activation, trained.variables)
+    )
     expected = np.asarray(network(images))
     parts = (expected[:1] - run(images[:1]), expected - run(images))
     return max(float(np.abs(part).max()) for part in parts)
@@ -141,6 +153,7 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
     Scores are those of `experiments.evaluate` that lie in the run's folder for this very step.
     """
     data, config = trained.data, trained.config
+    channels = data.classes if trained.activation == "softmax" else data.classes[1:]
     entry = DATASETS.get(data.name)
     return {
         "model": config.model.name,
@@ -156,9 +169,11 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
             else "bilinear, averaging where it shrinks, to this size",
         },
         "output": {
-            "shape": ["batch", *config.data.example_size, len(data.classes)],
+            "shape": ["batch", *config.data.example_size, len(channels)],
             "type": "float32",
-            "meaning": "probabilities of the classes",
+            "channels": list(channels),
+            "activation": trained.activation,
+            "meaning": MEANINGS[trained.activation],
         },
         "data": {
             "name": data.name,
@@ -254,11 +269,13 @@ def model_card(facts: dict[str, Any]) -> str:
         "## Use",
         "",
         f"Input: float32 images, {shape}, values 0 to 1: {given['intensity']['meaning']}. "
-        f"Size: {given['resize']}. Output: probabilities of {', '.join(facts['classes'])}. "
-        + _needs(facts),
+        f"Size: {given['resize']}. Output, of {', '.join(facts['output']['channels'])}: "
+        f"{facts['output']['meaning']}. " + _needs(facts),
         "",
         "```python",
-        LOADERS[facts["file"]].format(shape=(1, *given["shape"][1:])),
+        LOADERS[facts["file"]].format(
+            shape=(1, *given["shape"][1:]), decide=DECISIONS[facts["output"]["activation"]]
+        ),
         "```",
         "",
         "On random images its probabilities differ from those of the network it was made of by "

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt
 
 from spectral_jax import limits
 from spectral_jax.data import formats, pictures, volumes
 from spectral_jax.data.datasets.files import plain, visible_files
 from spectral_jax.data.dicom import group_series
 from spectral_jax.data.formats import Scan
+from spectral_jax.data.labels import Labels
 from spectral_jax.data.parallel import run_ahead
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import DataError
@@ -76,14 +77,14 @@ class Prediction:
       source: its files.
       scan: what they hold.
       image: `[depth, height, width, channels]`, as the network's data set stores it.
-      labels: the most probable class of each voxel.
+      labels: what each voxel is, as `TrainedModel.labels` says.
       probabilities: of each class, if they were asked for.
     """
 
     source: Source
     scan: Scan
     image: np.ndarray
-    labels: UInt8[np.ndarray, "depth height width"]
+    labels: UInt[np.ndarray, "depth height width"]
     probabilities: Float[np.ndarray, "depth height width classes"] | None
 
 
@@ -292,7 +293,7 @@ def predict_sources(
         how many.
     """
     waiting: collections.deque[_Begun | Failure] = collections.deque()
-    kept = len(data.classes) if probabilities else 0
+    kept = predictor.channels if probabilities else 0
     open_source = partial(_open, predictor=predictor, data=data, intensity=intensity, kept=kept)
     opened = run_ahead(open_source, sources, READ_AHEAD)
 
@@ -336,6 +337,7 @@ class _Begun:
     """A case on its way.
 
     Attributes:
+      decide: from probabilities to labels.
       inputs: how many slices, tiles or patches the network sees of it.
       inputs_done: of them.
       rows_done: rows of its slices whose labels are known.
@@ -346,6 +348,7 @@ class _Begun:
     image: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray | None
+    decide: Callable[[np.ndarray], np.ndarray]
     inputs: int
     inputs_done: int = 0
     rows_done: int = 0
@@ -366,7 +369,7 @@ class _Begun:
         """Keeps what was found in the next rows."""
         part = slice(self.rows_done, self.rows_done + len(rows))
         width, classes = rows.shape[1:]
-        self.labels.reshape(-1, width)[part] = rows.argmax(-1)
+        self.labels.reshape(-1, width)[part] = self.decide(rows)
         if self.probabilities is not None:
             self.probabilities.reshape(-1, width, classes)[part] = rows
         self.rows_done = part.stop
@@ -395,8 +398,9 @@ def _open(
         limits.check_bytes(file, 4 * kept * math.prod(shape))
         limits.check_bytes(file, predictor.blended_bytes(image))
         probabilities = np.empty((*shape, kept), np.float32) if kept else None
-        labels = np.empty(shape, np.uint8)
-        return _Begun(source, scan, image, labels, probabilities, predictor.count_inputs(image))
+        labels = np.empty(shape, predictor.labels_dtype)
+        decide, inputs = predictor.decide, predictor.count_inputs(image)
+        return _Begun(source, scan, image, labels, probabilities, decide, inputs)
     except (DataError, limits.TooLargeError) as error:
         return Failure(source, str(error))
     except Exception as error:  # what a strange file does cannot be foreseen
@@ -415,8 +419,8 @@ def _predict_alone(predictor: Predictor, case: _Begun, progress: Progress) -> Pr
     return case.result()
 
 
-def measure(prediction: Prediction, classes: int) -> tuple[str, list[float]]:
-    """How large each foreground class is.
+def measure(prediction: Prediction, labels: Labels) -> tuple[str, list[float]]:
+    """How large each foreground class is; `labels` says how to read the prediction's.
 
     Returns:
       The unit, "ml" of a volume or "mm2" of a slice, "voxels" or "px" where the spacing is not
@@ -428,7 +432,7 @@ def measure(prediction: Prediction, classes: int) -> tuple[str, list[float]]:
         for of_slice in prediction.labels
         for i in range(0, len(of_slice), 256)
     )
-    counts = sum(np.bincount(part.ravel(), minlength=classes) for part in parts)[1:].astype(float)
+    counts = np.sum([labels.count(part) for part in parts], axis=0)[1:].astype(float)
     spacing, volume = prediction.scan.spacing_mm, len(prediction.labels) > 1
     if spacing is None:
         return "voxels" if volume else "px", counts.tolist()

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt
 
 from spectral_jax.data.augment import to_unit_range
 from spectral_jax.data.sources import fit_patch, resize_image, resize_rows
+from spectral_jax.losses.activation import Activation, activate
 from spectral_jax.models import compiler_options
 from spectral_jax.training.config import ConfigError
-from spectral_jax.training.run import TrainedModel
+from spectral_jax.training.run import TrainedModel, channels_out
 
 PATCH_OVERLAP = 1 / 2  # of volumes, as nnU-Net has
 TILE_OVERLAP = 1 / 8  # of pictures: 1.3 times their pixels, where a half would be four times
@@ -38,6 +39,7 @@ class Predictor:
         *,
         flips: bool = False,
         tiles: bool = False,
+        threshold: float | None = None,
     ):
         """Takes a trained network.
 
@@ -47,9 +49,12 @@ class Predictor:
           flips: average over each image and its mirror images.
           tiles: cut pictures that are larger than the training size into overlapping tiles of
             that size, in the place of shrinking them.
+          threshold: of a network with "sigmoid": the probability above which a pixel is of a
+            class; 1/2 without it.
 
         Raises:
-          ConfigError: for flips, if training did without; for tiles, if it was on patches.
+          ConfigError: for flips, if training did without; for tiles, if it was on patches; for a
+            threshold that is none, or of a softmax.
         """
         config = trained.config
         if flips and not config.augment.flip:
@@ -62,15 +67,33 @@ class Predictor:
         self._input_size = config.data.example_size
         self._slice_size = (config.data.image_size, config.data.image_size)
         self._tiles = tiles
-        self._classes = len(trained.data.classes)
+        self._softmax = trained.activation == "softmax"
+        if threshold is not None and (self._softmax or not 0 < threshold < 1):
+            raise ConfigError(
+                f"threshold={threshold}: "
+                + (
+                    "the classes of this network exclude each other, and the most probable is taken"
+                    if self._softmax
+                    else "expected a probability between 0 and 1"
+                )
+            )
+        self.threshold = None if self._softmax else threshold or 0.5
+        self._labels = trained.labels
+        self.channels = channels_out(config, trained.data)
         self._batch_size = batch_size
         # height and width, and depth where there is one
         axes = range(1, 1 + len(self._input_size)) if flips else ()
         self._flips = [some for n in range(len(axes) + 1) for some in combinations(axes, n)]
         jitted = jax.jit(
-            functools.partial(apply_network, trained.model), compiler_options=compiler_options()
+            functools.partial(apply_network, trained.model, trained.activation),
+            compiler_options=compiler_options(),
         )
         self.network = functools.partial(jitted, trained.variables)
+
+    @property
+    def labels_dtype(self) -> np.dtype:
+        """Of what `decide` returns."""
+        return self._labels.dtype
 
     @property
     def inputs(self) -> str:
@@ -137,11 +160,19 @@ class Predictor:
         if len(self._input_size) == 2 and not self._needs_tiles(image[0]):
             return 0
         across = math.prod(image.shape[1:3]) if len(self._input_size) == 3 else image.shape[2]
-        return 4 * self._input_size[0] * across * (self._classes + 1)
+        return 4 * self._input_size[0] * across * (self.channels + 1)
 
-    def labels(self, image: np.ndarray) -> UInt8[np.ndarray, "depth height width"]:
-        """The most probable class of each voxel of a case `[depth, height, width, channels]`."""
-        rows = [p.argmax(-1).astype(np.uint8) for p in self.rows([image])]
+    def decide(
+        self, probabilities: Float[np.ndarray, "*spatial classes"]
+    ) -> UInt[np.ndarray, "*spatial"]:
+        """The most probable class, or all above the threshold: see `TrainedModel.labels`."""
+        if self._softmax:
+            return probabilities.argmax(-1).astype(np.uint8)
+        return self._labels.pack(probabilities > self.threshold)
+
+    def labels(self, image: np.ndarray) -> UInt[np.ndarray, "depth height width"]:
+        """What each voxel of a case `[depth, height, width, channels]` is; see `decide`."""
+        rows = [self.decide(probabilities) for probabilities in self.rows([image])]
         return np.concatenate(rows).reshape(image.shape[:3])
 
     def _needs_tiles(self, of_slice: np.ndarray) -> bool:
@@ -259,11 +290,10 @@ def _parts(length: int, entry_pixels: int) -> Iterator[range]:
 
 
 def apply_network(
-    model: nn.Module, variables: dict[str, Any], images: Array
+    model: nn.Module, activation: Activation, variables: dict[str, Any], images: Array
 ) -> Float[Array, "batch *spatial classes"]:
     """Class probabilities of a batch of images: uint8, uint16, or float32 in [0, 1]."""
-    logits = model.apply(variables, to_unit_range(images), train=False)
-    return jax.nn.softmax(logits, axis=-1)
+    return activate(model.apply(variables, to_unit_range(images), train=False), activation)
 
 
 def window_starts(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import UInt
 from tqdm import tqdm
 
 from spectral_jax.data.corruptions import LEVELS, corrupt, for_modality, strength
@@ -84,18 +84,20 @@ def measure_robustness(
             else corrupt(image, *condition, modality=modality, case=name)
             for condition in [CLEAN, *conditions]
         )
-        predictions = _labels(predictor.slices(images), volume.label.shape)
+        predictions = _labels(predictor, images, volume.label.shape)
         for (corruption, severity), labels in zip([CLEAN, *conditions], predictions, strict=True):
-            counts = overlap.overlap_counts(cases.restrict(labels), volume.label, len(classes))
-            dice, recall = overlap.dice(counts), overlap.recall(counts)
+            prediction = cases.restrict(labels, volume.valid)
             for label in cases.scored:
+                counts = overlap.mask_counts(
+                    *(cases.labels.mask(of, label) for of in (prediction, volume.label))
+                )
                 rows.append(
                     {
                         "condition": [corruption, severity],
                         "case": name,
                         "class": classes[label],
-                        "dice": dice[label].item(),
-                        "recall": recall[label].item(),
+                        "dice": overlap.dice(counts).item(),
+                        "recall": overlap.recall(counts).item(),
                     }
                 )
     place = {name: position for position, name in enumerate(chosen)}
@@ -136,11 +138,12 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _labels(
-    probabilities: Iterator[np.ndarray], shape: tuple[int, int, int]
-) -> Iterator[UInt8[np.ndarray, "depth height width"]]:
-    """The classes in each of some images of one case, at its original shape."""
-    while slices := list(itertools.islice(probabilities, shape[0])):
-        yield np.stack([resize_image(p, shape[1:3]).argmax(-1).astype(np.uint8) for p in slices])
+    predictor: Predictor, images: Iterator[np.ndarray], shape: tuple[int, int, int]
+) -> Iterator[UInt[np.ndarray, "depth height width"]]:
+    """The labels of each of some images of one case, at its original shape."""
+    slices = predictor.slices(images)
+    while of_image := list(itertools.islice(slices, shape[0])):
+        yield np.stack([predictor.decide(resize_image(p, shape[1:3])) for p in of_image])
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def spectral_powers(
     return Powers(*(power / jnp.where(share > 0, share, 1) for power in powers))
 
 
-def share_valid(valid: Valid, dtype: type) -> Float[Array, " batch"]:
+def share_valid(valid: Valid, dtype: jnp.dtype) -> Float[Array, " batch"]:
     """The share of the pixels of each sample that count."""
     assert valid is not None
     return jnp.mean(valid, axis=tuple(range(1, valid.ndim)), dtype=dtype)

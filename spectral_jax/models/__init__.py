@@ -26,18 +26,17 @@ def build_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
 
     Args:
       name: a key of `MODELS`.
-      num_classes: number of classes, background included; at least 2.
+      num_classes: channels of the logits: the classes, background included, for a softmax; the
+        classes without it, at least one, where each has a sigmoid.
       **options: fields of the module, for example `widths` of `UNet`.
 
     Raises:
-      ValueError: for an unknown name or option, one of another type, or fewer than two classes.
+      ValueError: for an unknown name or option, one of another type, or no class.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {sorted(MODELS)}")
-    if num_classes < 2:
-        raise ValueError(
-            f"num_classes={num_classes}, but the background counts as a class: use at least 2"
-        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes}: use 2 or more, or 1 with a sigmoid")
     module = MODELS[name]
     fields = {
         field.name: field.type

@@ -238,14 +238,18 @@ def _describe_evaluation(path: epath.Path, evaluation: dict[str, Any]) -> dict[s
                 example | {"pictures": _pictures(arrays, example["key"], colors)}
                 for example in evaluation["examples"]
             ]
-    return evaluation | {
-        "anchor": path.stem,
-        "foreground": foreground,
-        "case_count": len({case["case"] for case in evaluation["cases"]}),
-        "distribution": charts.distribution(dice, alt="Dice of every case, for each class"),
-        "examples": examples,
-        "error_legend": dict(list(overlays.ERROR_COLORS.items())[:kinds_of_error]),
-    }
+    return (
+        {"nsd_tolerance": None, "threshold": None}
+        | evaluation
+        | {
+            "anchor": path.stem,
+            "foreground": foreground,
+            "case_count": len({case["case"] for case in evaluation["cases"]}),
+            "distribution": charts.distribution(dice, alt="Dice of every case, for each class"),
+            "examples": examples,
+            "error_legend": dict(list(overlays.ERROR_COLORS.items())[:kinds_of_error]),
+        }
+    )
 
 
 def _pictures(arrays: Mapping[str, np.ndarray], key: str, colors: Sequence[str]) -> dict[str, str]:

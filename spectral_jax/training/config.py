@@ -7,16 +7,18 @@ these very fields, and changes some; so do command-line flags, `--config.optim.l
 
 import dataclasses
 import difflib
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 from ml_collections import ConfigDict, FieldReference
 
-from spectral_jax.losses import SPECTRAL
-from spectral_jax.losses.harmonized import SPATIAL
+from spectral_jax.losses import LOSSES, SPATIAL, SPECTRAL
+from spectral_jax.losses.activation import ACTIVATIONS, Activation
 from spectral_jax.losses.spatial import POOLINGS
 from spectral_jax.losses.spectral import BANDS, NORMALISATIONS, SPECTRA, Band
+from spectral_jax.models import MODELS
 
 
 class ConfigError(ValueError):
@@ -139,14 +141,34 @@ class ModelConfig:
       pretrained: file of weights to start from; "" to start from random ones.
       skip_head: leave the last layer random, for another number of classes than the file's.
       bfloat16: compute in bfloat16; parameters, logits and losses stay float32.
-      options: fields of the module, for example `widths` of UNet.
+      activation: "softmax" for classes that exclude each other, "sigmoid" for each class by itself;
+        "" for sigmoid where the classes of the data set overlap, and softmax otherwise.
+      options: fields of the network's module. In a file or a flag they are under its name,
+        `config.model.unet.widths`, so that those of another network do not count.
     """
 
     name: str = "unet"
     pretrained: str = ""
     skip_head: bool = False
     bfloat16: bool = False
+    activation: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        _require_choice("model.activation", self.activation, ("", *ACTIVATIONS))
+
+    def activation_for(self, overlapping: bool) -> Activation:
+        """The activation, for classes that overlap or exclude each other.
+
+        Raises:
+          ConfigError: for a softmax over classes that overlap.
+        """
+        if overlapping and self.activation == "softmax":
+            raise ConfigError(
+                "config.model.activation='softmax', but the classes of this data set overlap: "
+                "say 'sigmoid', or leave it out"
+            )
+        return "sigmoid" if overlapping or self.activation == "sigmoid" else "softmax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +176,11 @@ class ObjectiveConfig:
     """The loss: see `spectral_jax.losses.harmonized_loss`.
 
     Attributes:
-      spatial: "dice", "dice_ce" or "ce".
+      spatial: "dice", "dice_ce", "ce" or "tversky"; or any losses of `spectral_jax.losses.LOSSES`
+        with their keywords, and the `weight` of each in the sum, such as `{"cross_entropy":
+        {"label_smoothing": 0.1, "class_weights": "frequency"}, "dice": {"pooling": "batch"}}`.
+        Class weights are numbers, one a channel, or "frequency" for what makes up for how rare a
+        class is in the training split.
       spectral: "paper", "midband", a control ("concordance", "pearson", "matthews",
         "focal_frequency"), "none"; or keywords of `spectral_jax.losses.spectral_correlation_loss`,
         such as `{"normalisation": "concordance", "band": {"rings": {"count": 8}}}`: a band has the
@@ -164,14 +190,17 @@ class ObjectiveConfig:
       include_background: whether the background counts in the spectral loss.
     """
 
-    spatial: str = "dice_ce"
+    spatial: str | Mapping[str, Mapping[str, Any]] = "dice_ce"
     spectral: str | Mapping[str, Any] = "paper"
     weight: float = number(0.1, least=0, most=1e6)
     ramp: float = number(0.1, least=0, most=1)
     include_background: bool = False
 
     def __post_init__(self):
-        _require_choice("objective.spatial", self.spatial, tuple(SPATIAL))
+        if isinstance(self.spatial, str):
+            _require_choice("objective.spatial", self.spatial, tuple(SPATIAL))
+        else:
+            _check_spatial_keywords(self.spatial)
         if isinstance(self.spectral, str):
             _require_choice("objective.spectral", self.spectral, (*SPECTRAL, "none"))
         else:
@@ -185,6 +214,40 @@ class ObjectiveConfig:
             return None if self.spectral == "none" else self.spectral
         band = self.spectral.get("band")
         return {**self.spectral, "band": make_band(band) if band else None}
+
+
+BY_FREQUENCY = "frequency"
+# the step gives these
+NOT_IN_A_CONFIG = ("activation", "valid", "axis_name", "sample_weights", "band")
+
+
+def _check_spatial_keywords(terms: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks names and types; the losses themselves know which numbers make sense."""
+    _require(len(terms) > 0, "objective.spatial", terms, "a loss by name, or keywords of some")
+    _check_keys("objective.spatial.", terms, tuple(LOSSES))
+    for name, keywords in terms.items():
+        key = f"objective.spatial.{name}"
+        _require(isinstance(keywords, Mapping), key, keywords, "keywords of the loss, or {}")
+        defaults = {"weight": 1.0} | {
+            keyword: parameter.default
+            for keyword, parameter in inspect.signature(LOSSES[name]).parameters.items()
+            if parameter.kind == parameter.KEYWORD_ONLY and keyword not in NOT_IN_A_CONFIG
+        }
+        _check_keys(f"{key}.", keywords, tuple(defaults))
+        for keyword, value in keywords.items():
+            if keyword == "class_weights":
+                _check_class_weights(f"{key}.class_weights", value)
+            else:
+                _check_type(f"{key}.{keyword}", value, defaults[keyword])
+
+
+def _check_class_weights(key: str, value: Any) -> None:
+    numbers = isinstance(value, tuple | list) and all(
+        isinstance(weight, int | float) and 0 <= weight < math.inf for weight in value
+    )
+    _require(
+        numbers or value in (None, BY_FREQUENCY), key, value, "numbers from 0 up, or 'frequency'"
+    )
 
 
 SPECTRAL_KEYWORDS = {
@@ -316,7 +379,11 @@ def default_config() -> ConfigDict:
     """The defaults, as a `ConfigDict` that refuses unknown keys and other types."""
     values = dataclasses.asdict(Config())
     # a name or keywords
-    values["objective"]["spectral"] = FieldReference(Config().objective.spectral, field_type=object)
+    for term in ("spatial", "spectral"):
+        default = values["objective"][term]
+        values["objective"][term] = FieldReference(default, field_type=object)
+    del values["model"]["options"]
+    values["model"] |= {network: {} for network in MODELS}
     return ConfigDict(values)
 
 
@@ -330,6 +397,7 @@ def parse_config(values: ConfigDict | Mapping[str, Any]) -> Config:
         values = values.to_dict()
     sections = dataclasses.asdict(Config())
     _check_keys("", values, tuple(sections))
+    values = {**values, "model": _own_options(values.get("model", {}))}
     parsed = {}
     for name, defaults in sections.items():
         given = values.get(name, {})
@@ -343,6 +411,18 @@ def parse_config(values: ConfigDict | Mapping[str, Any]) -> Config:
     return Config(**parsed)
 
 
+def _own_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of the network in which only the options of the chosen one are left."""
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    _check_keys("model.", model, (*known, *MODELS))
+    for key in ("options", *MODELS):
+        _check_type(f"model.{key}", model.get(key, {}), {})
+    _check_type("model.name", model.get("name", ""), "")
+    rest = {key: value for key, value in model.items() if key not in MODELS}
+    own = model.get(model.get("name", ModelConfig.name), {})
+    return {**rest, "options": {**own, **model.get("options", {})}}
+
+
 def _check_keys(prefix: str, values: Any, known: tuple[str, ...]) -> None:
     if not isinstance(values, Mapping):
         raise ConfigError(f"config.{prefix}: expected settings by name, not {values!r}")
@@ -354,7 +434,7 @@ def _check_keys(prefix: str, values: Any, known: tuple[str, ...]) -> None:
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
-    if key == "objective.spectral" and isinstance(value, Mapping):
+    if key in ("objective.spatial", "objective.spectral") and isinstance(value, Mapping):
         return
     if isinstance(default, tuple) and isinstance(value, list | tuple):  # a list from JSON
         if any(isinstance(item, bool) or not isinstance(item, int | float) for item in value):

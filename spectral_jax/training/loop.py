@@ -15,6 +15,7 @@ from etils import epath
 from flax import linen as nn
 
 from spectral_jax.data import pipeline
+from spectral_jax.data.datasets.summary import read_class_share
 from spectral_jax.data.sources import CutPatch, Split, TrainingSlices, TrainingVolumes
 from spectral_jax.metrics import overlap
 from spectral_jax.models.pretrained import load_pretrained
@@ -23,6 +24,7 @@ from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import MANY, Config, ConfigError, DataConfig
 from spectral_jax.training.distributed import Preempted, Request
 from spectral_jax.training.logging import RunLog
+from spectral_jax.training.objective import make_objective
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
 
@@ -72,7 +74,7 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
     folder = run.prepare_data(config.data)
     split = Split(folder, "train")
-    model = run.make_model(config, len(split.info.classes))
+    model = run.make_model(config, run.channels_out(config, split.info))
     examples = make_examples(split, config.data)
     steps_per_epoch = len(examples) / config.train.batch_size
     total_steps = math.ceil(config.train.epochs * steps_per_epoch)
@@ -84,7 +86,8 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
     make_state = run.state_maker(config, model, split.info.channels, total_steps)
     layout = run.state_layout(make_state, mesh)
-    train_step = make_train_step(model, config, total_steps, layout)
+    objective = make_objective(config, split.info.labels, read_class_share(folder))
+    train_step = make_train_step(model, config, total_steps, layout, objective)
     validator = Validator(config, model, folder, layout)
 
     with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
@@ -236,7 +239,9 @@ class Validator:
         self._cut_patch = CutPatch(config.data.patch_size) if config.data.patch_size else None
         self._batch_size = config.train.batch_size
         self._mesh = sharding.mesh_of(layout)
-        self._count_step = make_count_step(model, layout)
+        labels = self._split.info.labels
+        activation = config.model.activation_for(labels.overlapping)
+        self._count_step = make_count_step(model, layout, labels, activation)
 
     @property
     def available(self) -> bool:
@@ -265,7 +270,7 @@ class Validator:
         of_cases = np.stack([overlap.dice(overlap.Counts(*of_case)) for of_case in sums.values()])
         per_class = {
             name: float(np.nanmean(column))
-            for name, column in zip(self._split.info.classes[1:], of_cases.T[1:], strict=True)
+            for name, column in zip(self._split.info.classes[1:], of_cases.T, strict=True)
             if np.isfinite(column).any()
         }
         mean = float(np.mean(list(per_class.values()))) if per_class else 0.0

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_jax.data.labels import Labels
 from spectral_jax.training import run, sharding
 from spectral_jax.training.config import Config
+from spectral_jax.training.objective import make_objective
 from spectral_jax.training.step import make_train_step
 
 COLLECTIVE = re.compile(
@@ -54,11 +56,14 @@ def make_plan(config: Config, classes: int, channels: int) -> Plan:
     """Compiles a step for the mesh of `config`, on devices that may be virtual, without data."""
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
-    model = run.make_model(config, classes)
+    sigmoid = config.model.activation_for(overlapping=False) == "sigmoid"
+    model = run.make_model(config, classes - 1 if sigmoid else classes)
     make_state = run.state_maker(config, model, channels, total_steps=1000)
     state = jax.eval_shape(make_state, jax.random.key(0))
     layout = sharding.split_parameters(state, mesh)
-    step = make_train_step(model, config, 1000, layout)
+    equal = [1 / classes] * classes
+    objective = make_objective(config, Labels(classes - 1), equal)
+    step = make_train_step(model, config, 1000, layout, objective)
     shape = (config.train.batch_size, *config.data.example_size)
     split = sharding.split_batch(mesh)
     batch = {

@@ -18,8 +18,10 @@ from jax.sharding import Mesh
 import spectral_jax
 from spectral_jax import allocator
 from spectral_jax.data import datasets
+from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.files import read_json, write_json
+from spectral_jax.losses.activation import Activation
 from spectral_jax.models import MODELS, build_model
 from spectral_jax.training import distributed, sharding
 from spectral_jax.training.checkpoint import Checkpoints
@@ -65,6 +67,16 @@ class TrainedModel:
     model: nn.Module
     variables: dict[str, Any]
     step: int
+
+    @property
+    def activation(self) -> Activation:
+        """What makes probabilities of its logits."""
+        return self.config.model.activation_for(self.data.overlapping)
+
+    @property
+    def labels(self) -> Labels:
+        """How its predictions are to be read: with "sigmoid", classes may overlap."""
+        return Labels(len(self.data.classes) - 1, overlapping=self.activation == "sigmoid")
 
 
 def check_run(
@@ -264,7 +276,7 @@ def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
     """
     config = read_config(workdir)
     data = read_dataset_info(workdir)
-    model = make_model(config, len(data.classes))
+    model = make_model(config, channels_out(config, data))
     make_state = state_maker(config, model, data.channels, total_steps=1)
     with Checkpoints(workdir) as checkpoints:
         step = {"best": checkpoints.best_step, "last": checkpoints.last_step}[checkpoint]
@@ -320,14 +332,21 @@ def partner_data(config: DataConfig, name: str, root: str = "") -> pathlib.Path:
     if name not in datasets.DATASETS:
         raise ConfigError(f"data set {name!r}: choose one of {sorted(datasets.DATASETS)}")
     partner = datasets.DATASETS[config.name].partner(name)
-    if name == config.name and not root and not partner.options:
-        return prepare_data(config)
+    options = partner.options
+    if name == config.name and not options:
+        if not root:
+            return prepare_data(config)
+        options = _tuples(config.options)  # another folder of the same kind is read alike
     data_dir = config.data_dir
     if root or not datasets.DATASETS[name].needs_root:
-        return datasets.prepare(
-            datasets.DATASETS[name], root=root, data_dir=data_dir, **partner.options
-        )
-    return datasets.find_prepared(name, data_dir, partner.options)
+        return datasets.prepare(datasets.DATASETS[name], root=root, data_dir=data_dir, **options)
+    return datasets.find_prepared(name, data_dir, options)
+
+
+def channels_out(config: Config, data: DatasetInfo) -> int:
+    """How many logits a pixel has: with "sigmoid" the background has none."""
+    sigmoid = config.model.activation_for(data.overlapping) == "sigmoid"
+    return len(data.classes) - 1 if sigmoid else len(data.classes)
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:

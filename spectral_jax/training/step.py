@@ -12,9 +12,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from spectral_jax.data.augment import augment, to_unit_range
-from spectral_jax.losses import harmonized_terms
+from spectral_jax.data.labels import Labels
+from spectral_jax.losses.activation import Activation
 from spectral_jax.models import compiler_options
 from spectral_jax.training.config import Config
+from spectral_jax.training.objective import Objective
 from spectral_jax.training.optim import (
     build_optimizer,
     ema_decay_schedule,
@@ -29,7 +31,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def make_train_step(
-    model: nn.Module, config: Config, total_steps: int, layout: TrainState
+    model: nn.Module, config: Config, total_steps: int, layout: TrainState, objective: Objective
 ) -> jax.stages.Wrapped:
     """Returns the jitted update; `layout` holds the shardings of the state.
 
@@ -44,22 +46,9 @@ def make_train_step(
     learning_rate = learning_rate_schedule(config.optim, total_steps)
     spectral_weight = spectral_weight_schedule(config.objective, total_steps)
     ema_decay = ema_decay_schedule(config.optim)
-    spectral = config.objective.spectral_term
-
-    def terms_of_shard(logits, labels, weight):
-        return harmonized_terms(
-            logits,
-            labels,
-            spatial=config.objective.spatial,  # type: ignore[arg-type]  # checked by the config
-            spectral=spectral,
-            weight=weight,
-            include_background=config.objective.include_background,
-            axis_name=AXES,
-        )
-
     # each device transforms its own part of the batch; only sums leave it
     terms_of_batch = jax.shard_map(
-        terms_of_shard, mesh=mesh, in_specs=(P(AXES), P(AXES), P()), out_specs=P()
+        objective, mesh=mesh, in_specs=(P(AXES), P(AXES), P()), out_specs=P()
     )
 
     def apply(params, batch_stats, images, dropout_key):
@@ -125,7 +114,7 @@ def make_train_step(
             "gradient_norm": optax.global_norm(gradients),
             "learning_rate": jnp.asarray(learning_rate(state.step)),
         }
-        if spectral is not None:
+        if "spectral" in terms:
             metrics["spectral_weight"] = weight
         state = TrainState(
             step=state.step + 1,
@@ -165,12 +154,13 @@ def join_parts(parts: Float[Array, "parts part *rest"], mesh: Mesh) -> Float[Arr
 
 
 def make_count_step(
-    model: nn.Module, layout: TrainState
+    model: nn.Module, layout: TrainState, labels: Labels, activation: Activation
 ) -> Callable[[dict, Batch], tuple[Int[Array, "batch classes"], ...]]:
     """Returns the jitted function from variables and a batch to pixels per example and class.
 
     `layout` holds the shardings of the training state that the variables are from. Counted are
-    pixels in both prediction and truth, in the truth, in the prediction: `metrics.overlap.Counts`.
+    pixels in both prediction and truth, in the truth, in the prediction: `metrics.overlap.Counts`
+    of the classes without the background.
     """
 
     mesh = mesh_of(layout)
@@ -178,11 +168,18 @@ def make_count_step(
     def count_step(variables, batch):
         variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
         logits = model.apply(variables, to_unit_range(batch["image"]), train=False)
-        classes = logits.shape[-1]
-        predicted = jax.nn.one_hot(jnp.argmax(logits, -1), classes, dtype=jnp.int32)
-        true = jax.nn.one_hot(batch["label"], classes, dtype=jnp.int32)
-        axes = range(1, true.ndim - 1)
-        return tuple(jnp.sum(mask, axis=axes) for mask in (predicted * true, true, predicted))
+        true = labels.masks(batch["label"])
+        if activation == "sigmoid":
+            predicted = logits > 0  # a probability above 1/2
+        else:
+            predicted = Labels(labels.classes).masks(jnp.argmax(logits, -1).astype(jnp.uint8))
+        if labels.ignore:
+            predicted &= labels.valid(batch["label"])[..., None]
+        axes = tuple(range(1, true.ndim - 1))
+        return tuple(
+            jnp.sum(mask, axis=axes, dtype=jnp.int32)
+            for mask in (predicted & true, true, predicted)
+        )
 
     return jax.jit(
         count_step,

@@ -294,7 +294,7 @@ def test_volumes_by_patches(shared_data, predict, tmp_path):
     )
     values.data.data_dir = str(tmp_path / "prepared")
     values.data.patch_size = (16, 16, 16)
-    values.model.options.widths = (4, 8)
+    values.model.unet.widths = (4, 8)
     workdir = train_briefly(values, tmp_path / "run")
     file = next((tmp_path / "raw/imagesTr").iterdir())
     code, errors, _ = predict(workdir, [file], tmp_path / "out")

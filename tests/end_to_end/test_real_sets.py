@@ -52,6 +52,6 @@ def test_volumes_train_in_patches_and_are_scored_whole(shared_data, tmp_path):
     values.data.root = str(link(shared_data / sample.folder, tmp_path / "raw", sample.files))
     values.data.data_dir = str(tmp_path / "prepared")
     values.data.patch_size = (16, 16, 16)
-    values.model.options.widths = (4, 8)
+    values.model.unet.widths = (4, 8)
     result = two_steps(values, tmp_path / "run")
     assert [row["class"] for row in result["cases"]] == ["Anterior", "Posterior"]

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.configs import acdc_transunet
+from experiments.configs import folder
 from spectral_jax.training import run
 from spectral_jax.training.config import parse_config
 from spectral_jax.training.loop import train
@@ -35,14 +35,17 @@ def few_slices(shared_data, tmp_path):
 
 @pytest.mark.slow
 def test_its_loss_falls_on_acdc(few_slices, data_dir, tmp_path):
-    values = acdc_transunet.get_config()
-    values.data.name = "folder"
+    """From a configuration of UNet, whose options stay behind, by its name alone."""
+    values = folder.get_config()
+    values.model.name = "transunet"
     values.data.root = str(few_slices)
     values.data.data_dir = str(data_dir)
     values.data.image_size = 64
     values.data.options.classes = ("background", "right ventricle", "myocardium", "left ventricle")
     values.data.options.case_pattern = r"(?P<case>.+)_slice_(?P<slice>\d+)"
-    values.model.options.update(SMALL)
+    values.model.transunet.update(SMALL)
+    values.optim.name = "sgd"
+    values.optim.learning_rate = 0.01
     values.objective.spectral = "midband"
     values.train.batch_size = 8
     values.train.epochs = 10.0

@@ -29,6 +29,7 @@ from spectral_jax.data.datasets import summary
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
 from spectral_jax.data.datasets.files import walk
 from spectral_jax.data.datasets.staging import staging
+from spectral_jax.data.labels import IGNORED, MOST_OVERLAPPING, regions_table
 from spectral_jax.data.parallel import available_cores, run_ahead
 from spectral_jax.data.pictures import as_stored
 from spectral_jax.data.volumes import DataError
@@ -46,6 +47,8 @@ def prepare(
     data_dir: str | pathlib.Path | None,
     validation: float = 0.1,
     resplit: bool = False,
+    ignore_label: int | None = None,
+    regions: Mapping[str, Sequence[int | str]] | None = None,
     **options: Any,
 ) -> pathlib.Path:
     """Writes a data set's records, unless they are there, and returns their folder.
@@ -57,18 +60,25 @@ def prepare(
       validation: share of the training part, by patient or video, to hold out for validation where
         the set has no validation part; 0 for none.
       resplit: share all cases out anew, instead of the published split.
+      ignore_label: value of the labels whose pixels do not count, in training and scores.
+      regions: classes to train on in place of the set's own, each made of some of these, by number
+        or name; regions may overlap: `{"whole": (1, 2), "front": ("anterior",)}`.
       **options: of the data set's `read`.
 
     Raises:
       DataError: for raw data that cannot be used; nothing is left behind.
     """
-    options, choices = _read_options(
-        dataset, options | {"validation": validation, "resplit": resplit}
-    )
+    given = options | {"validation": validation, "resplit": resplit}
+    if ignore_label is not None:
+        given["ignore_label"] = ignore_label
+    if regions is not None:
+        given["regions"] = regions
+    options, choices, coding = _read_options(dataset, given)
+    everything = options | choices | coding
     root = _find_root(dataset, root)
     data_dir = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     stem = re.sub(r"[^\w.-]+", "_", root.name if root else dataset.name, flags=re.ASCII)
-    name = f"{stem}-{fingerprint(dataset, root, options | choices)}"
+    name = f"{stem}-{fingerprint(dataset, root, everything)}"
     folder = data_dir / dataset.name / name / VERSION
     if folder.is_dir():
         return folder
@@ -81,10 +91,53 @@ def prepare(
             found = found._replace(splits=splits, notes=(*found.notes, *notes))
             dataset = dataclasses.replace(dataset, **found.details)
             _check_classes(dataset, root)
-            written = _write(dataset, found, temporary, name, root, options | choices)
+            dataset = code_labels(dataset, **coding)
+            written = _write(dataset, found, temporary, name, root, everything)
             folder.parent.mkdir(parents=True, exist_ok=True)
             written.rename(folder)
     return folder
+
+
+def code_labels(
+    dataset: Dataset,
+    ignore_label: int | None = None,
+    regions: Mapping[str, Sequence[int | str]] | None = None,
+) -> Dataset:
+    """The data set with a value that does not count, and regions in place of its classes."""
+    if ignore_label is not None:
+        dataset = dataclasses.replace(dataset, ignore_label=ignore_label)
+    if regions:
+        dataset = dataclasses.replace(dataset, regions=region_numbers(dataset, regions))
+    return dataset
+
+
+def region_numbers(
+    dataset: Dataset, regions: Mapping[str, Sequence[int | str]]
+) -> dict[str, list[int]]:
+    """The class numbers of each region.
+
+    Raises:
+      DataError: for a class that the set does not have, or regions that cannot be.
+    """
+    classes = dataset.classes or ()
+    known = ", ".join(f"{number} {name}" for number, name in enumerate(classes) if number)
+    if dataset.overlapping:
+        raise DataError(f"regions: the classes of {dataset.name!r} overlap already: {known}")
+    if len(regions) > MOST_OVERLAPPING:
+        raise DataError(f"{len(regions)} regions; expected at most {MOST_OVERLAPPING}")
+    numbers: dict[str, list[int]] = {}
+    for region, members in regions.items():
+        if "/" in region or region.startswith("."):
+            raise DataError(f"region {region!r}: expected a name that a folder can have")
+        found = [classes.index(m) if m in classes else m for m in members]
+        numbers[region] = [int(m) for m in found if m in range(1, len(classes))]
+        wrong = [m for m in found if m not in range(1, len(classes))]
+        if wrong or not found:
+            what = f"class {wrong[0]!r}" if wrong else "no class"
+            raise DataError(
+                f"region {region!r}: {what}; expected some of {known}, by number or name"
+            )
+    return numbers
 
 
 def find_prepared(
@@ -124,22 +177,21 @@ def fingerprint(dataset: Dataset, root: pathlib.Path | None, options: Mapping[st
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _read_options(
-    dataset: Dataset, given: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Typed options: of the data set's `read`, and of `splits.decide`."""
-    readers, choices = (
+def _read_options(dataset: Dataset, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Typed options: of the data set's `read`, of `splits.decide`, and of `code_labels`."""
+    readers, choices, codings = (
         {
             parameter.name: parameter.annotation
             for parameter in list(inspect.signature(function).parameters.values())[1:]
         }
-        for function in (dataset.read, splitting.decide)
+        for function in (dataset.read, splitting.decide, code_labels)
     )
-    options = read_options(f"data set {dataset.name!r}", given, choices | readers, DataError)
-    return (
-        {key: value for key, value in options.items() if key in readers},
-        {key: value for key, value in options.items() if key not in readers},
-    )
+    kinds = choices | codings | readers
+    options = read_options(f"data set {dataset.name!r}", given, kinds, DataError)
+    return [
+        {key: value for key, value in options.items() if key in of}
+        for of in (readers, choices, codings)
+    ]
 
 
 def _check_classes(dataset: Dataset, root: pathlib.Path | None) -> None:
@@ -177,11 +229,12 @@ def _write(
     """Writes records and what lies beside them, and returns their folder."""
     folder = data_dir / dataset.name / name / VERSION
     folder.mkdir(parents=True)
+    stored = dataset.stored
     first = load(next(case for split in found.splits.values() for case in split))
     channels = dataset.channels or first.image.shape[-1]
     dtype = first.image.dtype
     # one record after the other: other writers of tensorflow-datasets gather a whole split first
-    info = _dataset_info(dataset, found, channels, dtype, name, folder)
+    info = _dataset_info(stored, found, channels, dtype, name, folder)
     writer = tfds.core.SequentialWriter(
         info,
         max_examples_per_shard=RECORDS_PER_SHARD,
@@ -195,10 +248,9 @@ def _write(
         for split, cases in found.splits.items():
             encode = partial(
                 encode_case,
+                dataset=dataset,
                 channels=channels,
-                bits=dataset.bits,
                 dtype=dtype,
-                classes=dataset.classes or (),
                 tile=found.tile if split == "train" else 0,
             )
             for case in run_ahead(encode, cases, available_cores()):
@@ -212,7 +264,7 @@ def _write(
                 bar.update()
     info.metadata["checksums"] = {split: of.hexdigest() for split, of in contents.items()}
     writer.close_all()
-    for remark in summary.write(folder, dataset, found, statistics, root, options):
+    for remark in summary.write(folder, stored, found, statistics, root, options):
         logging.getLogger(__name__).warning("%s: %s", dataset.name, remark)
     return folder
 
@@ -241,7 +293,7 @@ def _dataset_info(
                     shape=(None, None, channels), dtype=dtype, encoding_format="png"
                 ),
                 "label": tfds.features.Image(
-                    shape=(None, None, 1), dtype=np.uint8, encoding_format="png"
+                    shape=(None, None, 1), dtype=dataset.labels.dtype, encoding_format="png"
                 ),
                 "case": tfds.features.Text(),
                 "slice": np.int32,
@@ -257,6 +309,8 @@ def _dataset_info(
             channels=channels,
             intensity=dataset.intensity,
             orientation=dataset.orientation,
+            overlapping=dataset.overlapping,
+            ignore=dataset.ignore_label is not None,
             axes=list(dataset.axes),
             volume=dataset.volume,
             bits=dataset.bits,
@@ -287,12 +341,14 @@ class EncodedCase:
 
 
 def encode_case(
-    case: Case, *, channels: int, bits: int, dtype: np.dtype, classes: tuple[str, ...], tile: int
+    case: Case, *, dataset: Dataset, channels: int, dtype: np.dtype, tile: int
 ) -> EncodedCase:
     """Loads and checks a case and encodes its slices, or its tiles, in order."""
     loaded = load(case)
-    loaded = loaded._replace(image=as_stored(loaded.image, channels, bits, case.files[0]))
-    check_case(case, loaded, dtype, classes)
+    image = as_stored(loaded.image, channels, dataset.bits, case.files[0])
+    loaded = loaded._replace(image=image)
+    check_case(case, loaded, dtype, dataset)
+    loaded = loaded._replace(label=stored_label(loaded.label, dataset))
     spacing_mm = np.array(loaded.spacing_mm or (np.nan,) * 3, np.float32)
     slices = [
         piece
@@ -311,7 +367,7 @@ def encode_case(
     ]
     instances = None if loaded.instances is None else encode_png(loaded.instances[..., None])
     labels = [label for _, label in slices]
-    statistics = summary.measure(case, loaded, labels, len(classes))
+    statistics = summary.measure(case, loaded, labels, dataset.stored.labels)
     return EncodedCase(records, _checksum(case.name, slices, spacing_mm), instances, statistics)
 
 
@@ -325,7 +381,16 @@ def _checksum(
     return content.digest()
 
 
-def check_case(case: Case, loaded: Loaded, dtype: np.dtype, classes: tuple[str, ...]) -> None:
+def stored_label(label: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """The label of a case as records hold it: see `spectral_jax.data.labels`."""
+    if dataset.regions:
+        return regions_table(dataset.regions, dataset.ignore_label)[label]
+    if dataset.ignore_label is None or dataset.overlapping:
+        return label
+    return np.where(label == dataset.ignore_label, np.uint8(IGNORED), label)
+
+
+def check_case(case: Case, loaded: Loaded, dtype: np.dtype, dataset: Dataset) -> None:
     """Raises DataError, naming the file, unless image and label are usable."""
     image, label = loaded.image, loaded.label
     if image.ndim != 4 or label.ndim != 3 or image.shape[:3] != label.shape:
@@ -338,14 +403,22 @@ def check_case(case: Case, loaded: Loaded, dtype: np.dtype, classes: tuple[str, 
             f"{case.files[0]}: the image has type {image.dtype}, the data set {dtype}; expected "
             "uint8 or uint16, the same for all"
         )
-    for index in np.flatnonzero(label.max((1, 2)) >= len(classes))[:1]:
+    classes = dataset.classes or ()
+    if dataset.overlapping:  # whose readers make the labels
+        return
+    known = np.zeros(256, bool)
+    known[[*range(len(classes)), dataset.ignore_label or 0]] = True
+    wrong = ~known[label]
+    for index in np.flatnonzero(wrong.any((1, 2)))[:1]:
         by_slice = len(case.files) in (len(label), 2 * len(label))
         path = case.files[-len(label) :][index] if by_slice else case.files[-1]
+        value = label[index][wrong[index]].max()
         raise DataError(
-            f"{path}: the mask holds the value {label[index].max()}, but there are {len(classes)} "
+            f"{path}: the mask holds the value {value}, but there are {len(classes)} "
             f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(classes))}. It holds "
-            f"{', '.join(map(str, np.unique(label[index])))}; where other values stand for classes "
-            "(data set folder), give each its colour in classes.txt, such as 'liver #808080'"
+            f"{', '.join(map(str, np.unique(label[index])))}. Where other values stand for classes "
+            "(data set folder), give each its colour in classes.txt, such as 'liver #808080'. "
+            f"Where {value} is no class: --config.data.options.ignore_label={value}"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from spectral_jax.data.labels import Labels
 from spectral_jax.data.volumes import DataError, Spacing
 
 BACKGROUND_COLOR = "#000000"
@@ -24,7 +25,8 @@ class Loaded(NamedTuple):
 
     Attributes:
       image: `[depth, height, width, channels]`, uint8 or uint16.
-      label: `[depth, height, width]`, uint8 class numbers.
+      label: `[depth, height, width]`, uint8 class numbers, and the set's `ignore_label`; of a set
+        whose classes overlap, as `spectral_jax.data.labels` has them.
       spacing_mm: `(depth, height, width)` of a voxel, or None where unknown.
       instances: `[height, width]`, uint16: a number for each object of a picture, where known.
       notes: what was read otherwise than it is stored, for a person to know; the same words for
@@ -114,6 +116,9 @@ class Dataset:
       intensity: how intensities are scaled, a key of `spectral_jax.data.volumes.INTENSITIES`.
       orientation: what its NIfTI files are turned to: see `spectral_jax.data.geometry`; "" where
         the files have none.
+      ignore_label: value of labels whose pixels do not count; None if all do.
+      overlapping: whether its readers give labels of classes that overlap.
+      regions: overlapping classes to make of the class numbers: names, and the numbers of each.
       axes: those of its NIfTI files, once turned, that become depth, height and width.
       volume: which one is taken of NIfTI files that hold several; None if each holds one.
       test: what the test split is.
@@ -131,12 +136,28 @@ class Dataset:
     read: Callable[..., Found]
     intensity: str = "identity"
     orientation: str = ""
+    ignore_label: int | None = None
+    overlapping: bool = False
+    regions: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     axes: tuple[int, int, int] = (2, 1, 0)
     volume: int | None = None
     bits: int = 16
     test: str = "as in the folder"
     partners: tuple[Partner, ...] = ()
     needs_root: bool = True
+
+    @property
+    def stored(self) -> "Dataset":
+        """The set as its records hold it: regions are classes that overlap."""
+        if not self.regions:
+            return self
+        classes = ("background", *self.regions)
+        return dataclasses.replace(self, classes=classes, overlapping=True, regions={})
+
+    @property
+    def labels(self) -> Labels:
+        """How its stored labels are to be read."""
+        return Labels(len(self.classes or ()) - 1, self.overlapping, self.ignore_label is not None)
 
     @property
     def colors(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from spectral_jax.data.geometry import Grid, Turn
 from spectral_jax.data.volumes import DataError, Nifti
 
 Pair = tuple[Path, Path]
-ReadMask = Callable[[Path], np.ndarray]
+Masks = Path | tuple[Path, ...]  # of all classes, or of each of some
+Masked = tuple[Path, Masks]
+ReadMask = Callable[[Any], np.ndarray]  # of Masks
 PICTURE = r"(?:png|jpe?g|tiff?|bmp|gif)"
 
 
@@ -131,19 +134,21 @@ def group_slices(files: Mapping[str, Path]) -> dict[str, list[Path]]:
 
 
 def picture_case(
-    name: str, *pairs: Pair, group: str = "", read_mask: ReadMask = pictures.read_binary_mask
+    name: str, *pairs: Masked, group: str = "", read_mask: ReadMask = pictures.read_binary_mask
 ) -> Case:
     """A case of one picture, or of pictures that are the slices of a volume."""
-    images, masks = zip(*pairs, strict=True)
+    images = [image for image, _ in pairs]
+    masks = [path for _, masks in pairs for path in ([masks] if isinstance(masks, Path) else masks)]
     return Case(name, (*images, *masks), partial(_load_pictures, pairs, read_mask), group)
 
 
-def _load_pictures(pairs: Sequence[Pair], read_mask: ReadMask) -> Loaded:
+def _load_pictures(pairs: Sequence[Masked], read_mask: ReadMask) -> Loaded:
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     notes: dict[str, None] = {}
-    for image_path, mask_path in pairs:
-        picture, mask = pictures.read_picture(image_path), read_mask(mask_path)
+    for image_path, mask_paths in pairs:
+        picture, mask = pictures.read_picture(image_path), read_mask(mask_paths)
+        mask_path = mask_paths if isinstance(mask_paths, Path) else mask_paths[0]
         image = picture.pixels
         if picture.turned and mask.shape == image.shape[1::-1] != image.shape[:2]:
             raise DataError(

@@ -9,6 +9,8 @@ r"""Anyone's pictures: `<root>/<split>/images/*` and `<root>/<split>/masks/*` of
 * masks of two classes: black and what is brighter than `threshold`, in one colour, as JPEG masks
   need, or 0 and 1;
 * masks of more classes, or with `threshold=-1`: class numbers 0 ... classes - 1 in 8 bit;
+* classes that overlap: a folder of two-class masks for each, `masks/<class>/*`; a picture has a
+  mask in one of them at least, and where it has none it is empty;
 * `classes.txt` in the root: class names, one a line, background first; or `classes=(...)`. Where
   masks hold colours, each line ends in the colour of its class: `liver #00ff00`.
 
@@ -21,8 +23,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt
+
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found
-from spectral_jax.data.datasets.files import Pair, first_folder, picture_case, plain, read_text
+from spectral_jax.data.datasets.files import (
+    Masked,
+    ReadMask,
+    check_size,
+    first_folder,
+    picture_case,
+    plain,
+    read_text,
+)
+from spectral_jax.data.labels import MOST_OVERLAPPING, Labels
 from spectral_jax.data.pictures import ENDINGS, find_kind, read_binary_mask, read_mask
 from spectral_jax.data.volumes import DataError
 
@@ -36,40 +50,79 @@ CLASS = re.compile(r"(?P<name>.*?)(?:\s+(?P<color>#[0-9a-fA-F]{6}))?")
 CLASSES_FILE = "classes.txt"
 
 
-def _pairs(folder: Path) -> dict[str, Pair]:
-    """Image and mask of each picture in `images` and `masks`, by the image's name."""
-    images, masks = (
-        sorted(
-            path
-            for path in (folder / kind).glob("[!.]*")  # systems leave hidden files
-            if path.name.lower().endswith(ENDINGS) and path.is_file()
-        )
-        for kind in ("images", "masks")
-    )
+def _pictures(folder: Path, what: str) -> dict[str, Path]:
+    """The pictures of a folder by their names."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("[!.]*")):  # systems leave hidden files
+        if path.name.lower().endswith(ENDINGS) and path.is_file():
+            name = plain(path.stem)
+            if name in found:
+                raise DataError(f"{path}: two {what} of one name, also {found[name]}; keep one")
+            found[name] = path
+    return found
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders of masks of each class; none if all classes share their masks."""
+    masks = folder / "masks"
+    if _pictures(masks, "masks"):
+        return []
+    return [path for path in sorted(masks.glob("[!.]*")) if path.is_dir()]
+
+
+def _masks_by_image(
+    masks_folder: Path, images: Mapping[str, Path]
+) -> tuple[dict[str, Path], list[Path]]:
+    """The masks of a folder by the names of the images that they belong to, and those of none."""
+    masks = _pictures(masks_folder, "masks")
+    found: dict[str, Path] = {}
+    for name, image in images.items():
+        of_image = [masks.pop(n) for s in MASK_SUFFIXES if (n := name + s) in masks]
+        if len(of_image) > 1:
+            raise DataError(f"{image}: several masks of that name in {masks_folder}; keep one")
+        if of_image:
+            found[name] = of_image[0]
+    return found, list(masks.values())
+
+
+def _pairs(folder: Path) -> dict[str, Masked]:
+    """Image and mask, or masks by class, of each picture in `images`, by the image's name."""
+    images = _pictures(folder / "images", "images")
     if not images:
         raise DataError(f"{folder / 'images'}: no images ({', '.join(ENDINGS)})")
-    by_name: dict[str, Path] = {}
-    for mask in masks:
-        name = plain(mask.stem)
-        if name in by_name:
-            raise DataError(f"{mask}: two masks of one name, also {by_name[name]}; keep one")
-        by_name[name] = mask
-    pairs: dict[str, Pair] = {}
-    for image in images:
-        name = plain(image.stem)
-        if name in pairs:
-            raise DataError(f"{image}: two images of one name, also {pairs[name][0]}; keep one")
-        found = [by_name.pop(n) for s in MASK_SUFFIXES if (n := name + s) in by_name]
-        if len(found) != 1:
-            problem = "no mask" if not found else "several masks"
+    of_classes = class_folders(folder)
+    by_folder = [_masks_by_image(masks, images) for masks in of_classes or [folder / "masks"]]
+    pairs: dict[str, Masked] = {}
+    for name, image in images.items():
+        masks = tuple(of_class[name] for of_class, _ in by_folder if name in of_class)
+        if not masks:
             raise DataError(
-                f"{image}: {problem} of that name in {folder / 'masks'}; expected {image.stem}.png "
+                f"{image}: no mask of that name in {folder / 'masks'}; expected {image.stem}.png "
                 f"or another ending, or one of {', '.join(MASK_SUFFIXES[1:])} before it"
             )
-        pairs[name] = (image, found[0])
-    if by_name:
-        raise DataError(f"{next(iter(by_name.values()))}: a mask without an image")
+        pairs[name] = (image, masks if of_classes else masks[0])
+    for _, without_image in by_folder:
+        if without_image:
+            raise DataError(f"{without_image[0]}: a mask without an image")
     return pairs
+
+
+def read_class_masks(
+    paths: Sequence[Path], classes: Sequence[str], threshold: int, ignore_label: int | None
+) -> UInt[np.ndarray, "height width"]:
+    """Reads the masks of one picture, each of the class that its folder is called by."""
+    labels = Labels(len(classes) - 1, overlapping=True)
+    masks = [read_binary_mask(path, threshold, ignore_label) for path in paths]
+    for path, mask in zip(paths, masks, strict=True):
+        check_size(mask, path, masks[0], paths[0])
+    layers = np.zeros((*masks[0].shape, labels.classes), bool)
+    for path, mask in zip(paths, masks, strict=True):
+        layers[..., classes.index(plain(path.parent.name)) - 1] = mask == 1
+    label = labels.pack(layers)
+    if ignore_label is not None:  # what one mask does not know, counts for none
+        ignored = np.any([mask == ignore_label for mask in masks], axis=0)
+        label[ignored] = np.iinfo(labels.dtype).max
+    return label
 
 
 def read_classes(root: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], Mapping[str, str]]:
@@ -111,9 +164,25 @@ def read(
     classes: Sequence[str] = (),
     case_pattern: str = "",
     threshold: int = 127,
+    ignore_label: int | None = None,
 ) -> Found:
     """Finds the pictures of each split; see the module for the layout and the options."""
     names, colors = read_classes(root, classes)
+    folders = {split: first_folder(root, *choices) for split, choices in SPLIT_FOLDERS.items()}
+    parted = any(folders.values()) or not (root / "images").is_dir()
+    parts = [folder for folder in folders.values() if folder] if parted else [root]
+    of_classes = {plain(path.name): path for part in parts for path in class_folders(part)}
+    if of_classes:
+        names = names or ("background", *sorted(of_classes))
+        if unknown := of_classes.keys() - set(names[1:]):
+            raise DataError(
+                f"{of_classes[min(unknown)]}: masks of no class; known are {', '.join(names[1:])}"
+            )
+        if len(names) - 1 > MOST_OVERLAPPING:
+            raise DataError(
+                f"{root}: {len(names) - 1} classes with masks of their own; expected at most "
+                f"{MOST_OVERLAPPING}"
+            )
     if not names:
         if threshold < 0:
             raise DataError(
@@ -134,15 +203,24 @@ def read(
         )
 
     two_class = threshold >= 0 and len(names) == 2 and not colors
-    mask_reader = (
-        partial(read_binary_mask, threshold=threshold)
-        if two_class
-        else partial(read_mask, colors=colors)
-    )
+    if (two_class or of_classes) and ignore_label in (0, 1):
+        raise DataError(f"ignore_label={ignore_label}: in masks of two classes 0 and 1 are these")
+    mask_reader: ReadMask
+    if of_classes:
+        mask_reader = partial(
+            read_class_masks, classes=names, threshold=threshold, ignore_label=ignore_label
+        )
+    elif two_class:
+        mask_reader = partial(read_binary_mask, threshold=threshold, ignore_label=ignore_label)
+    else:
+        mask_reader = partial(read_mask, colors=colors)
+
+    images: list[Path] = []
 
     def cases(folder: Path) -> list[Case]:
-        groups: dict[str, list[tuple[int, Pair]]] = {}
+        groups: dict[str, list[tuple[int, Masked]]] = {}
         for name, pair in _pairs(folder).items():
+            images.append(pair[0])
             if not pattern:
                 groups[name] = [(0, pair)]
             elif match := pattern.fullmatch(name):
@@ -154,9 +232,8 @@ def read(
             for case, slices in groups.items()
         ]
 
-    folders = {split: first_folder(root, *choices) for split, choices in SPLIT_FOLDERS.items()}
     splits: dict[str, list[Case]] = {}
-    if not any(folders.values()) and (root / "images").is_dir():
+    if not parted:
         splits["all"] = cases(root)
     else:
         splits["validation"] = []  # none is taken from the training part
@@ -168,19 +245,19 @@ def read(
                     f"{root / split}: no such folder; expected {split}/images and {split}/masks, "
                     "or all pictures in images and masks, to be split here"
                 )
-    kind = find_kind(
-        path
-        for of_split in splits.values()
-        for case in of_split
-        for path in case.files[: len(case.files) // 2]
-    )
+    kind = find_kind(images)
     notes = []
     if kind.bits < 16:
         notes.append(
             f"16-bit pictures use {kind.bits} bits, up to {kind.highest}: they are stored in full "
             f"range, 0 ... {2**kind.bits - 1} as 0 ... 65535, and new pictures must be alike"
         )
-    details = {"classes": names, "channels": kind.channels, "bits": kind.bits}
+    details = {
+        "classes": names,
+        "channels": kind.channels,
+        "bits": kind.bits,
+        "overlapping": bool(of_classes),
+    }
     return Found(splits, notes=notes, details=details)
 
 

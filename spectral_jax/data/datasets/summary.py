@@ -11,6 +11,7 @@ from PIL import Image, ImageColor, ImageDraw
 from scipy import ndimage
 
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
+from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import Split, resize_image, resize_label
 from spectral_jax.files import read_json, write_json
 
@@ -33,7 +34,8 @@ class CaseStatistics:
       shape: depth, height, width.
       spacing_mm: or None where unknown.
       intensity: lowest, mean and highest stored value.
-      class_voxels: how many of each class.
+      voxels: how many count.
+      class_voxels: how many of them are of each class; those of none are background.
       present: `[records, classes]`, whether a record holds a class.
       checksums: SHA-256 of each file.
       notes: of the case as it was loaded.
@@ -43,6 +45,7 @@ class CaseStatistics:
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None
     intensity: tuple[float, float, float]
+    voxels: int
     class_voxels: np.ndarray
     present: np.ndarray
     checksums: Mapping[Path, str]
@@ -53,17 +56,18 @@ Statistics = dict[str, list[CaseStatistics]]
 
 
 def measure(
-    case: Case, loaded: Loaded, labels: Sequence[np.ndarray], classes: int
+    case: Case, loaded: Loaded, labels: Sequence[np.ndarray], coding: Labels
 ) -> CaseStatistics:
     """Figures of a case, given the labels of its records."""
-    counts = [np.bincount(label.ravel(), minlength=classes) for label in labels]
+    counts = [coding.count(label) for label in labels]
     image = loaded.image
     return CaseStatistics(
         name=case.name,
         shape=loaded.label.shape,
         spacing_mm=loaded.spacing_mm,
         intensity=(float(image.min()), float(image.mean()), float(image.max())),
-        class_voxels=np.bincount(loaded.label.ravel(), minlength=classes),
+        voxels=int(coding.valid(loaded.label).sum()) if coding.ignore else loaded.label.size,
+        class_voxels=coding.count(loaded.label),
         present=np.array(counts) > 0,
         checksums={path: _checksum(path) for path in case.files},
         notes=loaded.notes,
@@ -84,8 +88,9 @@ def remarks(found: Found) -> list[str]:
     return [*part, *found.notes]
 
 
-def observations(statistics: Statistics, classes: Sequence[str]) -> list[str]:
+def observations(statistics: Statistics, dataset: Dataset) -> list[str]:
     """What a user should know of the cases as they were read."""
+    classes = dataset.classes or ()
     cases = [case for split in statistics.values() for case in split]
     notes: dict[str, list[str]] = {}
     for case in cases:
@@ -107,6 +112,13 @@ def observations(statistics: Statistics, classes: Sequence[str]) -> list[str]:
                     "look whether the masks, their values and their format are as expected"
                 )
                 break
+    if dataset.ignore_label is not None and all(
+        case.voxels == np.prod(case.shape) for case in cases
+    ):
+        lines.append(
+            f"no mask holds ignore_label={dataset.ignore_label}: all pixels count; look whether "
+            "masks are read as class numbers, which black and white ones of official sets are not"
+        )
     return lines
 
 
@@ -119,7 +131,7 @@ def write(
     options: Mapping[str, Any],
 ) -> list[str]:
     """Writes the three files, and returns the remarks."""
-    notes = [*remarks(found), *observations(statistics, dataset.classes or ())]
+    notes = [*remarks(found), *observations(statistics, dataset)]
     lines = _checksum_lines(statistics, root)
     (folder / CHECKSUMS_FILE).write_text("".join(lines))
     summary = {
@@ -150,6 +162,12 @@ def read_options(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not isinstance(value, list | dict)}
 
 
+def read_class_share(folder: Path) -> list[float]:
+    """Each class's share of the training split's pixels that count, the background first."""
+    summary = read_json(folder / SUMMARY_FILE, PREPARE_AGAIN)
+    return list(summary["splits"]["train"]["class_share"].values())
+
+
 def _checksum_lines(statistics: Statistics, root: Path | None) -> list[str]:
     """As `sha256sum --check` reads them in the folder of raw files."""
     checksums: dict[Path, str] = {}
@@ -169,13 +187,14 @@ def _describe(cases: Sequence[CaseStatistics], classes: Sequence[str]) -> dict[s
     shapes = np.array([case.shape for case in cases])
     spacings = np.array([case.spacing_mm for case in cases if case.spacing_mm])
     voxels = np.sum([case.class_voxels for case in cases], axis=0)
+    counted = max(1, sum(case.voxels for case in cases))
     low, mean, high = np.array([case.intensity for case in cases]).T
     return {
         "cases": len(cases),
         "records": sum(len(case.present) for case in cases),
         "size": _ranges(shapes),
         "spacing_mm": _ranges(spacings) if len(spacings) == len(cases) else None,
-        "class_share": dict(zip(classes, (voxels / voxels.sum()).tolist(), strict=True)),
+        "class_share": dict(zip(classes, (voxels / counted).tolist(), strict=True)),
         "cases_with_class": dict(
             zip(classes, np.sum([case.class_voxels > 0 for case in cases], 0).tolist(), strict=True)
         ),
@@ -213,6 +232,8 @@ def contact_sheet(folder: Path, statistics: Statistics) -> Image.Image:
         chosen = rng.permutation(len(choices))[:SHEET_COLUMNS]
         for column, (name, record) in enumerate(choices[index] for index in chosen):
             image, labels = splits[name].slice(record)
+            coding = splits[name].info.labels
+            labels = np.where(coding.mask(labels, row), np.uint8(row), coding.topmost(labels))
             left = SHEET_MARGIN + column * step
             sheet.paste(_overlay(image, labels, row, info.colors), (left, top + SHEET_HEAD))
             caption = f"{splits[name].case_name(record)} ({name})"
@@ -247,7 +268,7 @@ def _paint(
     image, labels = resize_image(image, size), resize_label(labels, size)
     pixels = image.astype(np.float32) * (255 / np.iinfo(image.dtype).max)
     pixels = np.broadcast_to(pixels, (*size, 3)).copy()
-    for other in {number, *np.unique(labels[labels > 0])}:
+    for other in {number, *np.unique(labels[(labels > 0) & (labels < len(colors))])}:
         mask = labels == other
         edge = mask & ~ndimage.binary_erosion(mask)
         color = np.array(ImageColor.getrgb(colors[other]), np.float32)
