@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from spectral_jax.data.augment import augment, to_unit_range
 from spectral_jax.data.labels import Labels
 from spectral_jax.losses.activation import Activation
-from spectral_jax.models import compiler_options
+from spectral_jax.models import compiler_options, suited
 from spectral_jax.training.config import Config
 from spectral_jax.training.objective import Objective
 from spectral_jax.training.optim import (
@@ -23,7 +24,7 @@ from spectral_jax.training.optim import (
     learning_rate_schedule,
     spectral_weight_schedule,
 )
-from spectral_jax.training.sharding import AXES, mesh_of, replicated, split_batch
+from spectral_jax.training.sharding import AXES, mesh_of, platform_of, replicated, split_batch
 from spectral_jax.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -41,14 +42,22 @@ def make_train_step(
     the gradient's norm, the learning rate and the spectral weight.
     """
     mesh = mesh_of(layout)
+    model = suited(model, platform_of(mesh))
     parts = config.train.accumulate
     optimizer = build_optimizer(config.optim, total_steps)
     learning_rate = learning_rate_schedule(config.optim, total_steps)
     spectral_weight = spectral_weight_schedule(config.objective, total_steps)
     ema_decay = ema_decay_schedule(config.optim)
+
+    def terms_of_shard(logits, labels, weight):
+        if platform_of(mesh) == "tpu":  # few classes side by side would leave its registers empty
+            spatial_axes = range(1, logits.ndim - 1)
+            logits = with_layout_constraint(logits, Layout((0, logits.ndim - 1, *spatial_axes)))
+        return objective(logits, labels, weight)
+
     # each device transforms its own part of the batch; only sums leave it
     terms_of_batch = jax.shard_map(
-        objective, mesh=mesh, in_specs=(P(AXES), P(AXES), P()), out_specs=P()
+        terms_of_shard, mesh=mesh, in_specs=(P(AXES), P(AXES), P()), out_specs=P()
     )
 
     def apply(params, batch_stats, images, dropout_key):
@@ -79,36 +88,41 @@ def make_train_step(
             apply_part,
             batch_stats,
             (jnp.arange(parts), split_parts(images, parts, mesh)),
-            unroll=mesh.devices.flat[0].platform == "cpu",
+            unroll=platform_of(mesh) == "cpu",
         )
         return batch_stats, join_parts(logits, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        images, labels = augment(
-            augment_key,
-            to_unit_range(batch["image"]),
-            batch["label"],
-            **dataclasses.asdict(config.augment),
-        )
+        with jax.named_scope("augmentation"):
+            images, labels = augment(
+                augment_key,
+                to_unit_range(batch["image"]),
+                batch["label"],
+                **dataclasses.asdict(config.augment),
+            )
         weight = jnp.asarray(spectral_weight(state.step), jnp.float32)
 
         def loss_and_rest(params):
             forward = apply if parts == 1 else apply_in_parts
-            batch_stats, logits = forward(params, state.batch_stats, images, dropout_key)
-            terms = terms_of_batch(logits, labels, weight)
+            with jax.named_scope("network"):
+                batch_stats, logits = forward(params, state.batch_stats, images, dropout_key)
+            with jax.named_scope("loss"):
+                terms = terms_of_batch(logits, labels, weight)
             return terms["loss"], (terms, batch_stats)
 
         # parameters come together and gradients are split again: the pictures stay where they are
         params = jax.lax.with_sharding_constraint(state.params, replicated(mesh))
         gradients, (terms, batch_stats) = jax.grad(loss_and_rest, has_aux=True)(params)
         gradients = jax.lax.with_sharding_constraint(gradients, layout.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay(state.step))
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = state.ema_params
+            if ema_params is not None:
+                decay = ema_decay(state.step)
+                ema_params = optax.incremental_update(params, ema_params, 1 - decay)
         metrics = {
             **terms,
             "gradient_norm": optax.global_norm(gradients),
@@ -130,7 +144,7 @@ def make_train_step(
         in_shardings=(layout, split_batch(mesh)),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(platform_of(mesh)),
     )
 
 
@@ -164,6 +178,7 @@ def make_count_step(
     """
 
     mesh = mesh_of(layout)
+    model = suited(model, platform_of(mesh))
 
     def count_step(variables, batch):
         variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
@@ -185,5 +200,5 @@ def make_count_step(
         count_step,
         in_shardings=(layout.variables, split_batch(mesh)),
         out_shardings=replicated(mesh),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(platform_of(mesh)),
     )

@@ -236,3 +236,29 @@ def test_mistakes_are_one_line(run_command, tiny_flags, tmp_path, command, flags
     assert "Traceback" not in errors
     assert re.search(message, output + errors), errors
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_needs_no_folder_no_data_and_no_batch_that_fits(run_command, tmp_path):
+    file = tmp_path / "plan.json"
+    code, output, errors = run_command(
+        "train", "--dry_run", "--mesh=data:6,fsdp:2", f"--config={TINY}", f"--plan={file}"
+    )
+    assert code == 0, errors
+    assert "batch_size=8 cannot be shared by 12 parts: planned with 12" in output
+    assert "12 devices, unet, 3 classes, 1 channels, 12 examples a step" in output
+    plan = json.loads(file.read_text())
+    assert plan["devices"] == 12
+    assert sum(plan["collectives"]["all-reduce"]) >= 4 * plan["parameters"]
+
+
+def test_mistakes_in_a_plan_are_named(run_command):
+    for flag, message in (
+        ("--topology=v5e", "expected one of v4, v5e"),
+        ("--mesh=data", "expected such as data:64,fsdp:4"),
+    ):
+        code, _, errors = run_command("train", "--dry_run", flag, f"--config={TINY}")
+        assert code == 2
+        assert message in errors
+    code, _, errors = run_command("train", f"--config={TINY}")
+    assert code != 0
+    assert "--workdir must have a value" in errors
