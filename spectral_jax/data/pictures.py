@@ -31,7 +31,10 @@ TIFF_STARTS = (b"II*\0", b"MM\0*")
 TIFF_PREVIEW_OR_TRANSPARENCY = 1 | 4
 
 WHITE_ABOVE = 127  # of 255: JPEG rings and resizing blurs masks of 0 and 255
-FLAT_IN_JPEG = 8  # grey levels by which a flat region may vary
+# a region is where squares of so many pixels vary by no more grey levels: edges never do
+FLAT_PIXELS, FLAT_LEVELS = 2, 0
+FLAT_PIXELS_IN_JPEG, FLAT_LEVELS_IN_JPEG = 3, 8
+FEW_COLORS = 16  # drawn and not compressed: thin lines count too
 ONE_LEVEL = 24  # grey levels by which colours are still one, compressed or smoothed
 LOW_NUMBERS = 8  # grey levels that are class numbers beside a 255
 SEEN_SHARE = 0.002  # of what is not black: a smaller region is an accident of compression
@@ -389,7 +392,12 @@ def _check_two_levels(
     if Image.fromarray(shown).getcolors(2) is not None:
         several = threshold < values.min() and len(np.unique(_color_keys(shown))) > 1
     else:
-        several = len(_flat_colors(shown, FLAT_IN_JPEG if mask.lossy else 0)) > 1
+        # a PNG of many levels may once have been a JPEG
+        drawn = not mask.lossy and Image.fromarray(shown).getcolors(FEW_COLORS) is not None
+        colors = _flat_colors(shown, drawn)
+        several = len(colors) > 1 or (
+            len(colors) == 1 and drawn and _are_others_seen(shown, colors[0])
+        )
     if several or (not mask.lossy and _numbers_beside_white(values)):
         raise DataError(
             f"{path}: {_describe(shown)}: more than black and one colour, so it is not clear what "
@@ -407,11 +415,14 @@ def _numbers_beside_white(values: np.ndarray) -> bool:
     return bool(others) and 0 < others[-1] <= LOW_NUMBERS
 
 
-def _flat_colors(shown: UInt8[np.ndarray, "..."], tolerance: int) -> list[int]:
+def _flat_colors(shown: UInt8[np.ndarray, "..."], drawn: bool) -> list[int]:
     """Colours other than black that fill regions, not just edges, as 0xrrggbb."""
+    pixels = FLAT_PIXELS if drawn else FLAT_PIXELS_IN_JPEG
+    tolerance = FLAT_LEVELS if drawn else FLAT_LEVELS_IN_JPEG
     planes = [shown] if shown.ndim == 2 else list(np.moveaxis(shown, -1, 0))
     spread = [
-        ndimage.maximum_filter(plane, 3) - ndimage.minimum_filter(plane, 3) for plane in planes
+        ndimage.maximum_filter(plane, pixels) - ndimage.minimum_filter(plane, pixels)
+        for plane in planes
     ]
     flat = np.max(spread, axis=0) <= tolerance
     keys, counts = np.unique(_color_keys(shown)[flat], return_counts=True)
@@ -423,6 +434,18 @@ def _flat_colors(shown: UInt8[np.ndarray, "..."], tolerance: int) -> list[int]:
     del sizes[0]
     least = SEEN_SHARE * sum(sizes.values())
     return [color for color, size in sizes.items() if size > least]
+
+
+def _are_others_seen(shown: UInt8[np.ndarray, "..."], color: int) -> bool:
+    """Whether thin lines have colours that smoothing does not make of a colour and black."""
+    keys, counts = np.unique(_color_keys(shown), return_counts=True)
+    planes = np.stack([keys >> shift & 255 for shift in (16, 8, 0)], -1)
+    main = np.array([color >> shift & 255 for shift in (16, 8, 0)])
+    brightness = planes.max(-1, keepdims=True)
+    smoothed = np.minimum(brightness / main.max(), 1) * main
+    others = np.abs(planes - smoothed).max(-1) > ONE_LEVEL
+    seen = brightness[:, 0] > ONE_LEVEL
+    return counts[others & seen].sum() > SEEN_SHARE * counts[seen].sum()
 
 
 def _color_keys(shown: np.ndarray) -> np.ndarray:

@@ -154,6 +154,38 @@ def test_pictures_of_each_format_come_back_at_their_size(skin, predict, shared_d
 
 
 @pytest.mark.slow
+def test_names_and_pictures_as_people_have_them(skin, predict, shared_data, tmp_path):
+    """Commas, accents, hidden folders, capitals, two formats, EXIF: see tests/test_pictures.py."""
+    pictures = tmp_path / "pictures"
+    (pictures / ".ipynb_checkpoints").mkdir(parents=True)
+    with Image.open(shared_data / "DRIVE/test/images/01_test.tif") as whole:
+        crop = whole.crop((200, 200, 290, 270))
+    exif = Image.Exif()
+    exif[274] = 6
+    for name in ("a.png", "a.jpg", "comma, name.PNG", ".ipynb_checkpoints/a-checkpoint.png"):
+        crop.save(pictures / name)
+    crop.save(pictures / "La\u0308sion.jpg", exif=exif)
+    with (pictures / "UPPER.NPZ").open("wb") as file:
+        np.savez(file, image=np.asarray(crop) / 255)
+    nibabel.save(
+        nibabel.Nifti1Image(np.asarray(crop.convert("L"))[..., None], np.eye(4)),
+        tmp_path / "b.nii.gz",
+    )
+    (tmp_path / "b.nii.gz").rename(pictures / "B.NII.GZ")
+    code, errors, rows = predict(skin, [pictures], tmp_path / "out")
+    assert code == 0, errors
+    assert sorted(row["output"].removeprefix(f"{tmp_path}/out/") for row in rows) == [
+        *("B.nii.gz", "La\u0308sion.png", "UPPER.npz", "a_jpg.png", "a_png.png", "comma, name.png"),
+    ]
+    assert Image.open(tmp_path / "out/La\u0308sion.png").size == crop.size[::-1]
+
+    given = [pictures / "comma, name.PNG", pictures / "L\u00e4sion.jpg"]
+    code, errors, rows = predict(skin, given, tmp_path / "again")
+    assert code == 0, errors
+    assert [row["error"] for row in rows] == ["", ""]
+
+
+@pytest.mark.slow
 def test_large_pictures_in_tiles(skin, predict, shared_data, tmp_path):
     with Image.open(shared_data / "DRIVE/test/images/01_test.tif") as whole:
         whole.crop((200, 200, 290, 270)).save(tmp_path / "crop.png")
