@@ -160,8 +160,8 @@ def _pixels(file: Image.Image, shown: Image.Image, path: Path) -> np.ndarray:
             raise DataError(f"{path}: values beyond 16 bit: {array.min()} ... {array.max()}")
         return array.astype(np.uint16)
     if shown.mode in GREY_MODES:
-        return np.asarray(shown.convert("L"))
-    array = np.asarray(shown.convert("RGB"))
+        return np.asarray(shown if shown.mode == "L" else shown.convert("L"))
+    array = np.asarray(shown if shown.mode == "RGB" else shown.convert("RGB"))
     red, green, blue = (array[..., channel] for channel in range(3))
     return red if np.array_equal(red, green) and np.array_equal(red, blue) else array
 
@@ -252,7 +252,7 @@ def fit_channels(image: np.ndarray, channels: int, path: Path | str) -> np.ndarr
     if have == channels:
         return image
     if have == 1:
-        return np.repeat(image, channels, axis=-1)
+        return np.broadcast_to(image, (*image.shape[:-1], channels))  # takes no memory
     if channels == 1 and (image == image[..., :1]).all():
         return image[..., :1]
     raise DataError(
