@@ -28,7 +28,9 @@ EXIT_PREEMPTED = 128 + signal.SIGTERM
 
 def define_workdir(unless: str = "") -> flags.FlagHolder[str]:
     """The flag --workdir, required; not with the flag `unless`."""
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", required=not unless)
+    workdir: flags.FlagHolder[str] = flags.DEFINE_string(  # type: ignore[assignment]
+        "workdir", None, "Folder of the run.", required=not unless
+    )
     if unless:
         flags.register_multi_flags_validator(
             ["workdir", unless],

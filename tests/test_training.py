@@ -259,7 +259,7 @@ def make_step(config, total_steps):
     model = run.make_model(config, 3)
     make_state = run.state_maker(config, model, 1, total_steps=total_steps)
     layout = run.state_layout(make_state, sharding.make_mesh(config.mesh))
-    step = make_train_step(model, config, total_steps, layout)
+    step = make_train_step(model, config, total_steps, layout, make_objective(config, Labels(2)))
     return step, jax.jit(make_state, out_shardings=layout)(jax.random.key(0))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from experiments.benchmarks import timing
 from spectral_jax.data.datasets import Case, Dataset, Found, Loaded, prepare
 from spectral_jax.data.sources import DatasetInfo
-from spectral_jax.evaluation.inference import find_sources, predict_sources
+from spectral_jax.evaluation.inference import Prediction, find_sources, predict_sources
 from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.training.config import parse_config
 from spectral_jax.training.run import TrainedModel, make_model
@@ -72,6 +72,7 @@ def tiles(quick: bool, repetitions: int) -> Iterator[timing.Result]:
 
         def in_tiles() -> None:
             (result,) = predict_sources(predictor, info, sources)
+            assert isinstance(result, Prediction), result
             result.scan.write_labels(result.labels, file.with_name("out"), classes, info.colors)
 
         what = f"{side} x {side} pixels, network of {size} px"

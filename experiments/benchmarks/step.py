@@ -101,7 +101,9 @@ class Ours:
     @property
     def temporary_gibibytes(self) -> float:
         """Memory of the compiled step beside its arguments and results."""
-        return self.program.memory_analysis().temp_size_in_bytes / 2**30
+        memory = self.program.memory_analysis()
+        assert memory is not None  # XLA's CPU client tells
+        return memory.temp_size_in_bytes / 2**30
 
     def predict(self) -> jax.Array:
         """Logits of the batch."""

@@ -149,7 +149,7 @@ def _beside(stem: pathlib.Path, ending: str) -> pathlib.Path:
 
 def _read_picture(path: pathlib.Path) -> Scan:
     picture = pictures.read_picture(path)
-    resolution = {"dpi": picture.dpi} if picture.dpi else {}
+    resolution: dict[str, Any] = {"dpi": picture.dpi} if picture.dpi else {}
 
     def write_labels(labels, stem, classes, colors):
         target = _beside(stem, labels_ending(path))

@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 from jaxtyping import Float, Shaped
 from nibabel import orientations
+from nibabel.affines import apply_affine, voxel_sizes
 
 AS_ACQUIRED = "as acquired"
 """The orientation of sets whose scans are sliced along different directions, as of hearts."""
@@ -50,7 +51,7 @@ class Grid(NamedTuple):
     @property
     def sides_mm(self) -> Float[np.ndarray, "3"]:
         """The sides of a voxel along the three axes."""
-        return nibabel.affines.voxel_sizes(self.affine)
+        return voxel_sizes(self.affine)
 
     def check(self) -> None:
         """Raises ValueError for an affine that puts no volume anywhere."""
@@ -233,7 +234,7 @@ def _distance(one: Grid, other: Grid) -> float:
     """How far apart, in mm, the corners of two grids of one shape are at most."""
     ends = [(0, size - 1) for size in one.shape]
     corners = np.array(list(itertools.product(*ends)))
-    places = [nibabel.affines.apply_affine(grid.affine, corners) for grid in (one, other)]
+    places = [apply_affine(grid.affine, corners) for grid in (one, other)]
     return float(np.linalg.norm(places[0] - places[1], axis=1).max())
 
 

@@ -11,10 +11,11 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num, UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from scipy import ndimage
 
 from spectral_jax.data.headers import open_picture
@@ -118,10 +119,15 @@ def _identified(path: Path) -> Iterator[Image.Image]:
         yield file
 
 
+def _tag(file: Image.Image, number: int) -> Any:
+    """The value of a TIFF tag; None without it, and for other formats."""
+    return file.tag_v2.get(number) if isinstance(file, TiffImagePlugin.TiffImageFile) else None
+
+
 def _count_pages(file: Image.Image) -> int:
     """Pages, but for the previews that cameras and scanners add."""
     count = getattr(file, "n_frames", 1)
-    if file.format == "TIFF" and count > 1:
+    if isinstance(file, TiffImagePlugin.TiffImageFile) and count > 1:
         kinds = []
         for page in range(count):
             file.seek(page)
@@ -133,7 +139,8 @@ def _count_pages(file: Image.Image) -> int:
 
 def _raw_mode(file: Image.Image) -> str:
     """What Pillow calls the values in the file, such as "RGB;16B"; "" where it does not tell."""
-    args = file.tile[0].args if getattr(file, "tile", None) else ""
+    tiles = getattr(file, "tile", None)
+    args = tiles[0].args if tiles else ""
     return str(args if isinstance(args, str) else args[0] if args else "")
 
 
@@ -154,8 +161,8 @@ def _pixels(file: Image.Image, shown: Image.Image, path: Path) -> np.ndarray:
     if shown.mode.startswith("I"):
         array = np.asarray(shown)
         array = array.astype(array.dtype.newbyteorder("="))
-        if file.format == "TIFF" and file.tag_v2.get(TIFF_PHOTOMETRIC) == 0:  # white is zero
-            array = 2 ** file.tag_v2[TIFF_BITS][0] - 1 - array.astype(np.int64)
+        if _tag(file, TIFF_PHOTOMETRIC) == 0:  # white is zero
+            array = 2 ** _tag(file, TIFF_BITS)[0] - 1 - array.astype(np.int64)
         if array.min() < 0 or array.max() > 65535:
             raise DataError(f"{path}: values beyond 16 bit: {array.min()} ... {array.max()}")
         return array.astype(np.uint16)
@@ -281,9 +288,7 @@ class _Mask:
 
 def _read_mask(path: Path) -> _Mask:
     with _opened(path) as file:
-        lossy = file.format in LOSSY_FORMATS or (
-            file.format == "TIFF" and file.tag_v2.get(TIFF_COMPRESSION) in TIFF_JPEG
-        )
+        lossy = file.format in LOSSY_FORMATS or _tag(file, TIFF_COMPRESSION) in TIFF_JPEG
         image, _ = _turned(file)
         pixels, alpha = _pixels(file, image, path), _alpha(image)
         numbers = np.asarray(image) if image.mode == "P" else pixels
@@ -412,7 +417,7 @@ def _check_two_levels(
 def _numbers_beside_white(values: np.ndarray) -> bool:
     """Whether low numbers are used beside one bright value, as 1 for object and 255 for void."""
     *others, _ = np.flatnonzero(np.bincount(values.ravel()))
-    return bool(others) and 0 < others[-1] <= LOW_NUMBERS
+    return len(others) > 0 and bool(0 < others[-1] <= LOW_NUMBERS)
 
 
 def _flat_colors(shown: UInt8[np.ndarray, "..."], drawn: bool) -> list[int]:

@@ -84,8 +84,8 @@ def max_pool(
         x = larger(*(lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(2)))
     if packing > 1:
         pixels = jnp.split(x, packing, axis=-1)
-        pairs = zip(pixels[::2], pixels[1::2], strict=True)
-        x = jnp.concatenate([larger(*pair) for pair in pairs], axis=-1)
+        halves = zip(pixels[::2], pixels[1::2], strict=True)
+        x = jnp.concatenate([larger(*pair) for pair in halves], axis=-1)
     return x
 
 

@@ -339,7 +339,7 @@ class _RebuildTensor:
 def _check_pickle(content: bytes) -> None:
     """Refuses what makes Python's unpickler reserve memory that the file does not fill."""
     for opcode, argument, _ in pickletools.genops(content):
-        if "PUT" in opcode.name and argument > len(content):
+        if "PUT" in opcode.name and (argument or 0) > len(content):
             raise ValueError(f"damaged: {opcode.name} of {argument} in {len(content)} bytes")
 
 

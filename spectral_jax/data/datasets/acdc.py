@@ -58,7 +58,7 @@ def read(root: Path) -> Found:
         intensity = "unit"
     elif images := files.find(root, rf"(?:.*/)?images/({FRAME})_slice_(\d+)\.png"):
         pairs = files.pair(images, files.find(root, rf"(?:.*/)?masks/({FRAME})_slice_(\d+)\.png"))
-        frames = files.group_slices(images)
+        slices = files.group_slices(images)
         masks = files.group_slices({name: mask for name, (_, mask) in pairs.items()})
         cases = [
             files.picture_case(
@@ -67,7 +67,7 @@ def read(root: Path) -> Found:
                 group=frame[:10],
                 read_mask=read_mask,
             )
-            for frame, paths in frames.items()
+            for frame, paths in slices.items()
         ]
         intensity = "identity"
     else:

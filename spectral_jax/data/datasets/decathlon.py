@@ -124,7 +124,8 @@ def _modalities(task: Mapping[str, Any], description: Path) -> list[str]:
 
 def _choose(channel: int | str, modalities: Sequence[str], description: Path) -> int:
     names = [name.lower() for name in modalities]
-    number = names.index(channel.lower()) if str(channel).lower() in names else channel
+    name = str(channel).lower()
+    number = names.index(name) if name in names else channel
     if not isinstance(number, int) or not 0 <= number < len(modalities):
         raise DataError(f"{description}: no channel {channel!r} among {list(modalities)}")
     return number
@@ -203,7 +204,7 @@ def _entries(task: Mapping[str, Any], description: Path) -> list[tuple[list[str]
         fields = entry if isinstance(entry, dict) else {}
         images, label = fields.get("image") or fields.get("images"), fields.get("label")
         images = [images] if isinstance(images, str) else images
-        texts = [*images, label] if isinstance(images, list) else [images, label]
+        texts: list[Any] = [*images, label] if isinstance(images, list) else [images, label]
         if len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
             raise DataError(
                 f"{description}: the case {entry!r} is not listed as expected: "
