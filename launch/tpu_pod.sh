@@ -31,8 +31,10 @@ case "$action" in
     run git archive --format=tgz --output="$archive" HEAD
     run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:spectral_jax.tgz" \
       --zone="$TPU_ZONE" --worker=all
+    # the image brings Python 3.10; uv takes a newer one that is there, or fetches it
     on all "mkdir -p spectral_jax && tar xzf spectral_jax.tgz -C spectral_jax && \
-python3 -m venv env && env/bin/pip install -q -e './spectral_jax[tpu,demo,gcs]'"
+python3 -m pip install -q --user uv && python3 -m uv venv -q --clear --python '>=3.11,<3.14' env && \
+python3 -m uv pip install -q --python env/bin/python -e './spectral_jax[tpu,demo,gcs]'"
     ;;
   run)
     on all "cd spectral_jax && nohup ../env/bin/python -m experiments.train $(printf '%q ' "$@")> ../train.log 2>&1 &"

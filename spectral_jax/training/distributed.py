@@ -12,7 +12,7 @@ import pathlib
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ def start(
     }
     if not any(given):
         if _scheduler():
-            jax.distributed.initialize(**waiting)
+            jax.distributed.initialize(**waiting, local_device_ids=slurm_gpus(os.environ))
         return
     host, _, port = coordinator_address.rpartition(":")
     if not all(given) or not host or not port.isdigit() or process_index >= process_count:
@@ -81,6 +81,49 @@ def _scheduler() -> bool:
         return True
     tpu = any(pathlib.Path("/dev").glob("accel*")) or pathlib.Path("/dev/vfio").is_dir()
     return tpu and importlib.util.find_spec("libtpu") is not None
+
+
+def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """Which of the GPUs that this process sees are its own, under Slurm.
+
+    JAX gives each process the one GPU of its number on the node. That is right for a process a GPU
+    alone: one that has a node to itself would leave the others idle.
+
+    Args:
+      environment: of the process.
+
+    Returns:
+      Their numbers; `[]` for all; None where Slurm says nothing of GPUs, for JAX to choose.
+
+    Raises:
+      ConfigError: if the processes of a node cannot share its GPUs evenly.
+    """
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    if "SLURM_STEP_ID" not in environment or not on_node.isdigit():
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = len(visible.split(",")) if visible else int(on_node)
+    tasks = _tasks_here(environment)
+    if tasks == 1 or gpus < int(on_node):  # a process that Slurm shows its own alone
+        return []
+    if gpus % tasks:
+        raise ConfigError(
+            f"Slurm started {tasks} processes for {gpus} GPUs on node "
+            f"{environment.get('SLURMD_NODENAME', '')}: they cannot share them evenly; use one "
+            "process a node (--ntasks-per-node=1) or one a GPU"
+        )
+    share = gpus // tasks
+    first = int(environment["SLURM_LOCALID"]) * share
+    return list(range(first, first + share))
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+    """Processes of the step on this node, from such as "8(x2),4" and the node's number."""
+    counts = []
+    for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        count, _, times = part.partition("(x")
+        counts += [int(count)] * int(times.rstrip(")") or 1)
+    return counts[int(environment.get("SLURM_NODEID", 0))]
 
 
 def _wait_for(host: str, port: int, timeout_seconds: int) -> None:
