@@ -20,7 +20,12 @@ from spectral_jax.losses import (
     spectral_correlation,
     spectral_correlation_loss,
 )
-from spectral_jax.losses.spectral import spectrum_weights
+from spectral_jax.losses import spectral as module
+from spectral_jax.losses.spectral import (
+    half_spectrum_by_fft,
+    half_spectrum_by_products,
+    spectrum_weights,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -425,3 +430,77 @@ def test_focal_frequency_loss(x64, rng):
     gradient = jax.grad(lambda p: focal_frequency_loss(p, m))
     assert np.isfinite(gradient(p)).all()
     assert not np.any(gradient(m))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (224, 224), (1, 8)])
+def test_products_with_waves_are_the_fourier_transform(x64, rng, shape):
+    x = jnp.asarray(rng.standard_normal((2, *shape)))
+    dimensions = len(shape)
+    by_fft = half_spectrum_by_fft(x, dimensions=dimensions)
+    by_products = half_spectrum_by_products(x, dimensions=dimensions)
+    for ours, theirs in zip(by_products, by_fft, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-14)
+    for ours, theirs in zip(
+        half_spectrum_by_products(x.astype(jnp.float32), dimensions=dimensions), by_fft, strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def three_part_tensordot(a, b, axes, precision):
+    """What a TPU's matrix unit makes of a float32 product of this precision."""
+
+    def parts(x):
+        high = x.astype(jnp.bfloat16).astype(jnp.float32)
+        return high, (x - high).astype(jnp.bfloat16).astype(jnp.float32)
+
+    assert precision == "high"
+    (a_high, a_low), (b_high, b_low) = parts(a), parts(b)
+    pairs = ((a_high, b_high), (a_high, b_low), (a_low, b_high))
+    return sum(TENSORDOT(x, y, axes) for x, y in pairs)
+
+
+TENSORDOT = jnp.tensordot
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (63, 64), (20, 24, 28)])
+def test_the_rounding_of_a_tpu_stays_below_1e_5(monkeypatch, rng, shape):
+    x = jnp.asarray(ndimage.gaussian_filter(rng.random(shape), 2) > 0.5, jnp.float32)
+    by_fft = half_spectrum_by_fft(x, dimensions=len(shape))
+    monkeypatch.setattr(module.jnp, "tensordot", three_part_tensordot)
+    by_products = half_spectrum_by_products(x, dimensions=len(shape))
+    most = max(np.abs(part).max() for part in by_fft)
+    for ours, theirs in zip(by_products, by_fft, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * most)
+
+
+@pytest.mark.parametrize("spectrum", ["complex", "log_magnitude"])
+def test_products_give_the_same_loss_and_gradient(x64, monkeypatch, rng, spectrum):
+    p, m = map(jnp.asarray, blobs(rng, (15, 16)))
+
+    def value_and_gradient():
+        def loss(p):
+            return spectral_correlation_loss(
+                p, m, spectrum=spectrum, band=soft_band(3.0), pooling="batch"
+            ) + focal_frequency_loss(p, m)
+
+        return jax.value_and_grad(loss)(p)
+
+    by_fft = value_and_gradient()
+    monkeypatch.setattr(
+        module,
+        "half_spectrum",
+        lambda x, dimensions: half_spectrum_by_products(x, dimensions=dimensions),
+    )
+    for ours, theirs in zip(value_and_gradient(), by_fft, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-10)
+
+
+def test_a_tpu_gets_products_and_others_a_transform(rng):
+    p, m = (jnp.asarray(x, jnp.float32) for x in blobs(rng, (8, 8)))
+
+    def lowered(platform):
+        loss = jax.jit(jax.grad(lambda p: spectral_correlation_loss(p, m, **PRESETS["midband"])))
+        return loss.trace(p).lower(lowering_platforms=(platform,)).as_text()
+
+    for platform, transforms in (("tpu", False), ("cpu", True), ("cuda", True)):
+        assert ("stablehlo.fft" in lowered(platform)) == transforms, platform

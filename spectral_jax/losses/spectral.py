@@ -19,6 +19,7 @@ Left out on purpose: phase alone (one pixel of shift destroys it), coherence ove
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -163,6 +164,53 @@ def spectrum_weights(shape: tuple[int, ...], band: Band | None) -> np.ndarray:
     return weights
 
 
+def half_spectrum(
+    x: Float[Array, "*batch_and_spatial"], dimensions: int
+) -> tuple[Float[Array, "*batch_and_half"], Float[Array, "*batch_and_half"]]:
+    """Real and imaginary part of `rfftn(norm="forward")` over the last axes, as suits the backend.
+
+    A TPU's compiler makes a hundred operations of a Fourier transform, and its matrix units have
+    time to spare; CPU and GPU have libraries for it. The two ways agree to 1e-5 of the largest
+    value.
+    """
+    return jax.lax.platform_dependent(
+        x,
+        tpu=partial(half_spectrum_by_products, dimensions=dimensions),
+        default=partial(half_spectrum_by_fft, dimensions=dimensions),
+    )
+
+
+def half_spectrum_by_fft(x: Array, *, dimensions: int) -> tuple[Array, Array]:
+    """`half_spectrum` by the backend's library."""
+    f = jnp.fft.rfftn(x, axes=tuple(range(-dimensions, 0)), norm="forward")
+    return f.real, f.imag
+
+
+def half_spectrum_by_products(x: Array, *, dimensions: int) -> tuple[Array, Array]:
+    """`half_spectrum` by products with the matrices of cosines and sines, axis by axis.
+
+    "high" multiplies float32 in three bfloat16 parts on a TPU: six would take twice as long.
+    """
+
+    def waves(size, count):
+        # of integers modulo the size, so that the angle of a high frequency is as exact
+        angle = 2 * np.pi / size * (np.outer(np.arange(size), np.arange(count)) % size)
+        return (jnp.asarray(wave / size, x.dtype) for wave in (np.cos(angle), -np.sin(angle)))
+
+    def along(y, axis, matrix):
+        return jnp.moveaxis(jnp.tensordot(y, matrix, (axis, 0), precision="high"), -1, axis)
+
+    size = x.shape[-1]
+    real, imaginary = (along(x, -1, wave) for wave in waves(size, size // 2 + 1))
+    for axis in range(-dimensions, -1):
+        cosine, sine = waves(x.shape[axis], x.shape[axis])
+        real, imaginary = (
+            along(real, axis, cosine) - along(imaginary, axis, sine),
+            along(real, axis, sine) + along(imaginary, axis, cosine),
+        )
+    return real, imaginary
+
+
 def spectral_powers(
     p: Float[Array, "batch *spatial classes"],
     m: Float[Array, "batch *spatial classes"],
@@ -181,11 +229,11 @@ def spectral_powers(
     def components(x):
         """Real numbers `[batch, classes, *half_spectrum]`: one or two arrays of them."""
         x = centred(x, valid)
-        f = jnp.fft.rfftn(jnp.moveaxis(x, -1, 1), axes=axes, norm="forward")
+        real, imaginary = half_spectrum(jnp.moveaxis(x, -1, 1), len(shape))
         if spectrum == "complex":
-            return f.real, f.imag
+            return real, imaginary
         # the constant keeps the gradient of the root finite where the spectrum is zero
-        magnitude = jnp.sqrt(f.real**2 + f.imag**2 + 1e-12)
+        magnitude = jnp.sqrt(real**2 + imaginary**2 + 1e-12)
         return (magnitude if spectrum == "magnitude" else jnp.log1p(math.prod(shape) * magnitude),)
 
     def total(x):
@@ -388,8 +436,8 @@ def focal_frequency_loss(
     """
     p, m = prepare(probabilities, targets, include_background, valid)
     axes = tuple(range(2, p.ndim))
-    f = jnp.fft.rfftn(jnp.moveaxis(p - m, -1, 1), axes=axes, norm="ortho")
-    error = f.real**2 + f.imag**2
+    real, imaginary = half_spectrum(jnp.moveaxis(p - m, -1, 1), len(axes))
+    error = math.prod(p.shape[1:-1]) * (real**2 + imaginary**2)  # of orthonormal transforms
     focus = jax.lax.stop_gradient(error) ** (alpha / 2)
     most = jnp.max(focus, axis=axes, keepdims=True)
     focus = focus / jnp.where(most > 0, most, 1)
