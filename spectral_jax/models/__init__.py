@@ -12,7 +12,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from spectral_jax.models.compilation import compiler_options
+from spectral_jax.models.compilation import compiler_options, suited
 from spectral_jax.models.pretrained import load_imagenet21k, load_pretrained, load_transunet_torch
 from spectral_jax.models.transunet import TransUNet
 from spectral_jax.models.unet import UNet
@@ -57,4 +57,5 @@ __all__ = [
     "load_imagenet21k",
     "load_pretrained",
     "load_transunet_torch",
+    "suited",
 ]

@@ -15,6 +15,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from spectral_jax.models.initializers import kernel_normal
+from spectral_jax.models.packing import (
+    Kernel,
+    Normalisation,
+    convolve,
+    packing_of,
+    repack,
+)
 from spectral_jax.models.resnet_v2 import ResNetV2
 from spectral_jax.models.vit import Encoder, dense_normal, resize_grid
 
@@ -49,29 +56,66 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return x
 
 
+def upsample_packed(
+    x: Float[Array, "b h packs channels"], packing: int
+) -> Float[Array, "b 2*h packs 2*channels"]:
+    """`upsample` of an image that is packed: it comes back packed by twice as many pixels."""
+    batch, height, packs, packed = x.shape
+    width, channels = packs * packing, packed // packing
+
+    def halves(x, size, shape, previous, following):
+        before = (np.arange(size) / (2 * size - 1)).reshape(shape)
+        behind = (np.arange(size)[::-1] / (2 * size - 1)).reshape(shape)
+        if shape[-1] == packing:
+            before, behind = (at.repeat(channels, axis=-1) for at in (before, behind))
+        before, behind = (jnp.asarray(at, x.dtype) for at in (before, behind))
+        return (1 - before) * x + before * previous, (1 - behind) * x + behind * following
+
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    rows = halves(x, height, (height, 1, 1), padded[:, :-2], padded[:, 2:])
+    x = jnp.stack(rows, axis=2).reshape(batch, 2 * height, packs, packed)
+
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    previous = jnp.concatenate([padded[:, :, :-2, -channels:], x[..., :-channels]], axis=-1)
+    following = jnp.concatenate([x[..., channels:], padded[:, :, 2:, :channels]], axis=-1)
+    even_and_odd = halves(x, width, (packs, packing), previous, following)
+    pixels = [jnp.split(half, packing, axis=-1) for half in even_and_odd]
+    return jnp.concatenate([half for pair in zip(*pixels, strict=True) for half in pair], axis=-1)
+
+
 class ConvolutionBlock(nn.Module):
-    """`depth` times: convolution of size three, batch normalisation, ReLU."""
+    """`depth` times: convolution of size three, batch normalisation, ReLU.
+
+    Several images are joined along their channels. All are packed alike, and so is the result.
+    """
 
     features: int
     depth: int = 2
     dtype: Any = jnp.float32
+    packing: int = 1
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, *images, train: bool):
         for i in range(1, self.depth + 1):
-            x = nn.Conv(
-                self.features,
-                (3, 3),
-                use_bias=False,
-                dtype=self.dtype,
-                kernel_init=kernel_normal,
-                name=f"conv{i}",
-            )(x)
-            norm = nn.BatchNorm(
-                use_running_average=not train, momentum=0.9, epsilon=1e-5, name=f"norm{i}"
-            )
-            x = norm(x.astype(np.promote_types(self.dtype, np.float32)))
+            if self.packing > 1:
+                inputs = sum(image.shape[-1] for image in images) // self.packing
+                kernel = Kernel((3, 3, inputs, self.features), name=f"conv{i}")()
+                x = convolve(images, kernel, self.packing)
+                norm: nn.Module = Normalisation(self.packing, name=f"norm{i}")
+            else:
+                x = nn.Conv(
+                    self.features,
+                    (3, 3),
+                    use_bias=False,
+                    dtype=self.dtype,
+                    kernel_init=kernel_normal,
+                    name=f"conv{i}",
+                )(jnp.concatenate(images, axis=-1) if len(images) > 1 else images[0])
+                norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, name=f"norm{i}")
+            x = x.astype(np.promote_types(self.dtype, np.float32))
+            x = norm(x, train=train) if self.packing > 1 else norm(x, not train)
             x = nn.relu(x.astype(self.dtype))
+            images = (x,)
         return x
 
 
@@ -96,6 +140,8 @@ class TransUNet(nn.Module):
         cast the variables too; the logits are float64 then.
       remat: recompute ResNet blocks and encoder layers in the backward pass, to save memory (not
         on CPU, where XLA merges both computations again).
+      lanes: decoder blocks with fewer channels than this hold neighbouring pixels side by side: see
+        `models.packing`. It changes parameters and logits by nothing but rounding.
     """
 
     num_classes: int
@@ -111,6 +157,7 @@ class TransUNet(nn.Module):
     dropout_rate: float = 0.1
     dtype: Any = jnp.float32
     remat: bool = False
+    lanes: int = 1
 
     @nn.compact
     def __call__(
@@ -187,15 +234,29 @@ class TransUNet(nn.Module):
         bottleneck_width, *widths = self.decoder_widths
         bottleneck = ConvolutionBlock(bottleneck_width, 1, self.dtype, name="bottleneck")
         x = features["bottleneck"] = bottleneck(tokens.reshape(grid), train=train)
+        packing = 1
         for i, width in enumerate(widths):
-            x = jnp.concatenate([upsample(x), *skips[i : i + 1]], axis=-1)
-            block = ConvolutionBlock(width, 2, self.dtype, name=f"decoder{i}")
-            x = features[f"decoder{i}"] = block(x, train=train)
+            if self.lanes > 1:
+                x = upsample_packed(x, packing)
+                before, columns = 2 * packing, x.shape[2] * 2 * packing
+                packing = packing_of(self.lanes, width, columns)
+                x = repack(x, before, packing)
+            else:
+                x = upsample(x)
+            block = ConvolutionBlock(width, 2, self.dtype, packing, name=f"decoder{i}")
+            x = block(x, *(repack(skip, 1, packing) for skip in skips[i : i + 1]), train=train)
+            features[f"decoder{i}"] = repack(x, packing, 1) if return_features else None
         features |= {f"attention{i}": weights for i, weights in enumerate(attention)}
 
-        full = np.promote_types(self.dtype, np.float32)
-        head = nn.Conv(self.num_classes, (3, 3), dtype=full, kernel_init=kernel_normal, name="head")
-        logits = head(x.astype(full))
+        x = x.astype(np.promote_types(self.dtype, np.float32))
+        if packing > 1:
+            shape = (3, 3, x.shape[-1] // packing, self.num_classes)
+            kernel, bias = Kernel(shape, True, name="head")()
+            logits = repack(convolve([x], kernel, packing) + jnp.tile(bias, packing), packing, 1)
+        else:
+            logits = nn.Conv(
+                self.num_classes, (3, 3), dtype=x.dtype, kernel_init=kernel_normal, name="head"
+            )(x)
         return (logits, features) if return_features else logits
 
     def _options(self) -> dict[str, Any]:

@@ -13,8 +13,17 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from spectral_jax.models import packing
 from spectral_jax.models.initializers import kernel_normal
 from spectral_jax.models.layers import larger, on_rows
+from spectral_jax.models.packing import (
+    Kernel,
+    Normalisation,
+    convolve,
+    packing_of,
+    repack,
+    repeat_kernel,
+)
 
 NORMS = ("batch", "group", "instance")
 
@@ -51,49 +60,68 @@ class UpConvolution(nn.Module):
     """Transposed convolution with kernel and stride two, as a dense layer and depth-to-space.
 
     The windows of such a transposed convolution do not overlap, so each input pixel makes its
-    own `2**d` output pixels.
+    own `2**d` output pixels. With `packing`, of the input and of the output, see `models.packing`.
     """
 
     features: int
     dtype: Any = jnp.float32
+    packing: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x):
-        blocks = 2 ** (x.ndim - 2)
-        dense = nn.Dense(
-            blocks * self.features, use_bias=False, dtype=self.dtype, kernel_init=kernel_normal
-        )
-        x = on_rows(dense, x)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return depth_to_space(x) + bias.astype(self.dtype)
+        outputs = 2 ** (x.ndim - 2) * self.features
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        if self.packing:
+            before, after = self.packing
+            kernel = Kernel((x.shape[-1] // before, outputs), name="Dense_0")()
+            return packing.upconvolve(x, kernel, bias, before, after)
+        dense = nn.Dense(outputs, use_bias=False, dtype=self.dtype, kernel_init=kernel_normal)
+        return depth_to_space(on_rows(dense, x)) + bias
 
 
 class ConvolutionBlock(nn.Module):
-    """Twice: convolution of size three, normalisation, ReLU."""
+    """Twice: convolution of size three, normalisation, ReLU.
+
+    Several images are joined along their channels. All are packed alike, and so is the result.
+    """
 
     features: int
     norm: str = "batch"
     dtype: Any = jnp.float32
+    packing: int = 1
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
-        for _ in range(2):
-            x = nn.Conv(
-                self.features,
-                (3,) * (x.ndim - 2),
-                use_bias=False,
-                dtype=self.dtype,
-                kernel_init=kernel_normal,
-            )(x)
-            norm: nn.Module
-            if self.norm == "batch":
-                norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
+    def __call__(self, *images, train: bool):
+        for i in range(2):
+            if self.packing == 1:
+                x = nn.Conv(
+                    self.features,
+                    (3,) * (images[0].ndim - 2),
+                    use_bias=False,
+                    dtype=self.dtype,
+                    kernel_init=kernel_normal,
+                )(jnp.concatenate(images, axis=-1) if len(images) > 1 else images[0])
             else:
-                groups = self.features if self.norm == "instance" else min(32, self.features)
-                norm = nn.GroupNorm(num_groups=groups, epsilon=1e-5)
-            x = norm(x.astype(np.promote_types(self.dtype, np.float32)))
-            x = nn.relu(x.astype(self.dtype))
+                inputs = sum(image.shape[-1] for image in images) // self.packing
+                window = (3,) * (images[0].ndim - 2)
+                kernel = Kernel((*window, inputs, self.features), name=f"Conv_{i}")()
+                x = convolve(images, kernel, self.packing)
+            x = x.astype(np.promote_types(self.dtype, np.float32))
+            x = nn.relu(self._normalise(x, i, train).astype(self.dtype))
+            images = (x,)
         return x
+
+    def _normalise(self, x, i, train):
+        groups = self.features if self.norm == "instance" else min(32, self.features)
+        if self.packing > 1:
+            name = "BatchNorm" if self.norm == "batch" else "GroupNorm"
+            groups = 0 if self.norm == "batch" else groups
+            return Normalisation(self.packing, groups, name=f"{name}_{i}")(x, train=train)
+        if self.norm == "batch":
+            return nn.BatchNorm(
+                use_running_average=not train, momentum=0.9, epsilon=1e-5, name=f"BatchNorm_{i}"
+            )(x)
+        return nn.GroupNorm(num_groups=groups, epsilon=1e-5, name=f"GroupNorm_{i}")(x)
 
 
 class UNet(nn.Module):
@@ -105,12 +133,15 @@ class UNet(nn.Module):
       norm: "batch", "group" (up to 32 groups) or "instance".
       dtype: of the computation; parameters and logits are float32 all the same. For float64,
         cast the variables too; the logits are float64 then.
+      lanes: levels with fewer channels than this hold neighbouring pixels side by side: see
+        `models.packing`. It changes parameters and logits by nothing but rounding.
     """
 
     num_classes: int
     widths: Sequence[int] = (64, 128, 256, 512, 1024)
     norm: str = "batch"
     dtype: Any = jnp.float32
+    lanes: int = 1
 
     @nn.compact
     def __call__(
@@ -141,27 +172,49 @@ class UNet(nn.Module):
                 f"widths={self.widths}; a UNet needs at least one level, each of at least 1 channel"
             )
 
-        def block(width, name):
-            return ConvolutionBlock(width, self.norm, self.dtype, name=name)
-
         spatial = images.shape[1:-1]
         multiple = 2 ** (len(self.widths) - 1)
         x = images.astype(self.dtype)
         if any(size % multiple for size in spatial):  # else converters to ONNX meet empty borders
             padding = [(0, 0), *((0, -size % multiple) for size in spatial), (0, 0)]
             x = jnp.pad(x, padding, mode="edge")
+        packs = [
+            packing_of(self.lanes, width, x.shape[-2] // 2**level)
+            for level, width in enumerate(self.widths)
+        ]
 
-        features = {}
-        for level, width in enumerate(self.widths[:-1]):
-            x = features[f"encoder{level}"] = block(width, f"encoder{level}")(x, train=train)
-            x = max_pool(x)
-        x = features["bottleneck"] = block(self.widths[-1], "bottleneck")(x, train=train)
-        for level, width in reversed(list(enumerate(self.widths[:-1]))):
-            x = UpConvolution(width, self.dtype, name=f"up{level}")(x)
-            x = jnp.concatenate([features[f"encoder{level}"], x], axis=-1)
-            x = features[f"decoder{level}"] = block(width, f"decoder{level}")(x, train=train)
-        head = nn.Dense(self.num_classes, kernel_init=kernel_normal, name="head")
-        logits = on_rows(head, x.astype(np.promote_types(self.dtype, np.float32)))
+        def block(level, name, *images):
+            module = ConvolutionBlock(
+                self.widths[level], self.norm, self.dtype, packs[level], name=name
+            )
+            x = module(*images, train=train)
+            features[name] = repack(x, packs[level], 1) if return_features else None
+            return x
+
+        features: dict[str, Any] = {}
+        skips = []
+        x = repack(x, 1, packs[0])
+        for level in range(len(self.widths) - 1):
+            x = block(level, f"encoder{level}", x)
+            skips.append(x)
+            x = max_pool(x) if self.lanes == 1 else packing.max_pool(x, packs[level])
+            x = repack(x, max(1, packs[level] // 2), packs[level + 1])
+        x = block(-1, "bottleneck", x)
+        for level in reversed(range(len(self.widths) - 1)):
+            before = packs[level + 1] if packs[level] > 1 else 1
+            after = 2 * before if packs[level] > 1 else 1
+            x = repack(x, packs[level + 1], before)
+            sizes = None if self.lanes == 1 else (before, after)
+            x = UpConvolution(self.widths[level], self.dtype, sizes, name=f"up{level}")(x)
+            x = block(level, f"decoder{level}", skips[level], repack(x, after, packs[level]))
+        x = x.astype(np.promote_types(self.dtype, np.float32))
+        if packs[0] > 1:
+            kernel, bias = Kernel((self.widths[0], self.num_classes), True, name="head")()
+            x = x @ repeat_kernel(kernel, packs[0]) + jnp.tile(bias, packs[0])
+            logits = repack(x, packs[0], 1)
+        else:
+            head = nn.Dense(self.num_classes, kernel_init=kernel_normal, name="head")
+            logits = on_rows(head, x)
 
         logits = logits[(slice(None), *(slice(size) for size in spatial))]
         return (logits, features) if return_features else logits
