@@ -26,9 +26,16 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT  # as programs that do not catch them
 EXIT_PREEMPTED = 128 + signal.SIGTERM
 
 
-def define_workdir() -> flags.FlagHolder[str]:
-    """The flag --workdir, required."""
-    return flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+def define_workdir(unless: str = "") -> flags.FlagHolder[str]:
+    """The flag --workdir, required; not with the flag `unless`."""
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", required=not unless)
+    if unless:
+        flags.register_multi_flags_validator(
+            ["workdir", unless],
+            lambda values: values["workdir"] is not None or values[unless],
+            message=f"Flag --workdir must have a value other than None, but for --{unless}.",
+        )
+    return workdir
 
 
 def define_processes() -> Callable[[], None]:

@@ -14,23 +14,30 @@ from ml_collections import ConfigDict, config_flags
 from experiments import flags
 from experiments.evaluate import evaluate_split, print_scores
 from spectral_jax.data.datasets import DATASETS
+from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER
-from spectral_jax.files import read_json
+from spectral_jax.files import read_json, write_json
 from spectral_jax.reporting.report import REPORT_FILE, write_report
 from spectral_jax.training import distributed, run
 from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import ConfigError, parse_config
+from spectral_jax.training.config import ConfigError, DataConfig, parse_config
 from spectral_jax.training.loop import train
-from spectral_jax.training.plan import describe, make_plan
+from spectral_jax.training.plan import as_json, describe, make_plan
+from spectral_jax.training.topology import describe_slices, find_chip
 
-WORKDIR = flags.define_workdir()
 JOIN = flags.define_processes()
 DRY_RUN = absl_flags.DEFINE_bool(
     "dry_run", False, "Compile a step without data, print what it takes, and end."
 )
+WORKDIR = flags.define_workdir(unless=DRY_RUN.name)
 MESH = absl_flags.DEFINE_string(
     "mesh", "", "Devices to plan for with --dry_run, such as data:64,fsdp:4; none have to be there."
 )
+TOPOLOGY = absl_flags.DEFINE_string(
+    "topology", "", "TPU slice to plan for with --dry_run, such as v5e:16x16; needs libtpu only."
+)
+SLICES = absl_flags.DEFINE_integer("slices", 1, "How many such slices, joined by the network.")
+PLAN = absl_flags.DEFINE_string("plan", "", "File for what --dry_run prints, as JSON.")
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     "experiments/configs/quickstart.py",
@@ -41,22 +48,50 @@ CONFIG = config_flags.DEFINE_config_file(
 
 
 def dry_run(values: ConfigDict) -> None:
-    """Prints the plan of a step for a mesh of virtual devices."""
-    try:
-        mesh = {key: int(size) for key, size in (x.split(":") for x in MESH.value.split(","))}
-        values.mesh.update(mesh)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"--mesh={MESH.value!r}: expected such as data:64,fsdp:4") from error
-    config = parse_config(values)
-    devices = max(config.mesh.data, 1) * config.mesh.fsdp
+    """Prints the plan of a step for virtual devices, or for a TPU slice that is not there."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices)
-    dataset = DATASETS[config.data.name]
-    classes = len(dataset.classes or ("background", "foreground"))
-    channels = dataset.channels or 3
-    print(f"{devices} devices, {config.model.name}, {classes} classes, {channels} channels, "
-          f"{config.train.batch_size} examples a step")  # fmt: skip
-    print(describe(make_plan(config, classes, channels)))
+    chip = devices = None
+    if TOPOLOGY.value:
+        chip = find_chip(TOPOLOGY.value)
+        devices = describe_slices(TOPOLOGY.value, SLICES.value)
+    if MESH.value:
+        try:
+            mesh = {key: int(size) for key, size in (x.split(":") for x in MESH.value.split(","))}
+            values.mesh.update(mesh)
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"--mesh={MESH.value!r}: expected such as data:64,fsdp:4") from error
+    config = parse_config(values)
+    count = max(config.mesh.data, 1) * config.mesh.fsdp if devices is None else len(devices)
+    if devices is None:
+        jax.config.update("jax_num_cpu_devices", count)
+    shared = count * config.train.accumulate
+    if config.train.batch_size % shared:
+        values.train.batch_size = -(-config.train.batch_size // shared) * shared
+        print(f"config.train.batch_size={config.train.batch_size} cannot be shared by {shared} "
+              f"parts: planned with {values.train.batch_size}")  # fmt: skip
+        config = parse_config(values)
+    classes, channels = shape_of(config.data)
+    print(f"{count} devices, {config.model.name}, {classes} classes, {channels} channels, "
+          f"{config.train.batch_size} examples a step", flush=True)  # fmt: skip
+    plan = make_plan(config, classes, channels, devices)
+    print(describe(plan, chip))
+    if PLAN.value:
+        write_json(epath.Path(PLAN.value), as_json(plan, chip))
+
+
+def shape_of(config: DataConfig) -> tuple[int, int]:
+    """Classes and channels of a data set, from its files where it does not say."""
+    dataset = DATASETS[config.name]
+    classes, channels = dataset.classes or config.options.get("classes"), dataset.channels
+    if classes and channels:
+        return len(classes), channels
+    if config.root:
+        info = Split(run.prepare_data(config), "train").info
+        return len(info.classes), info.channels
+    classes, channels = classes or ("background", "foreground"), channels or 3
+    print(f"{config.name} without --config.data.root: assumed are {len(classes)} classes and "
+          f"{channels} channels")  # fmt: skip
+    return len(classes), channels
 
 
 def main() -> None:

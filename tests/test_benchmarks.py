@@ -66,15 +66,6 @@ def test_plain_fft2_version_is_the_same_loss(name):
     np.testing.assert_allclose(loss.SPECTRAL[name](p, m), loss.with_fft2(p, m, **plain), rtol=1e-4)
 
 
-def test_collectives_are_counted_with_their_bytes():
-    text = """
-      %a = f32[2,3]{1,0} all-reduce(f32[2,3]{1,0} %x), replica_groups={}
-      %b = (f32[4]{0}, s32[]) all-reduce(%y, %z), to_apply=%add
-      %c = f32[100]{0} add(%a, %b)
-    """
-    assert scaling.collectives(text) == (2, 24 + 16 + 4)
-
-
 def test_work_of_a_network_of_one_level():
     work, traffic = scaling.unet_work((8,), 10)
     assert work == 100 * 9 * (1 * 8 + 8 * 8)

@@ -11,7 +11,8 @@ from experiments.configs import kvasir_transunet, kvasir_unet, tiny
 from spectral_jax.losses.harmonized import SPECTRAL
 from spectral_jax.training import run, sharding
 from spectral_jax.training.config import ConfigError, MeshConfig, parse_config
-from spectral_jax.training.plan import bytes_per_device, find_collectives, make_plan
+from spectral_jax.training.plan import bytes_per_device, make_plan
+from spectral_jax.training.program import find_collectives
 from spectral_jax.training.step import make_train_step
 
 

@@ -1,15 +1,20 @@
 """What a step exchanges between devices, from compiled programs, and a roofline on paper.
 
 python -m experiments.benchmarks.scaling --out=DIR
+
+Of the programs that `experiments.benchmarks.tpu` compiled for TPU slices, it repeats what their
+compiler estimates.
 """
 
 import json
 import os
-import re
+import pathlib
 import subprocess
 import sys
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import timing, tpu
+from spectral_jax.files import read_json
+from spectral_jax.training.program import find_collectives
 
 PROGRAM = """
 import json, sys, jax
@@ -24,22 +29,6 @@ print(json.dumps({"text": ours.program.as_text(), "parameters": parameters}))
 
 # dense bfloat16 peak in FLOP/s and memory in bytes/s, from the makers' data sheets
 DEVICES = {"H100 SXM": (989e12, 3.35e12), "TPU v5e": (197e12, 0.819e12)}
-SIZES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "bf16": 2}
-
-
-def collectives(text: str) -> tuple[int, int]:
-    """Number of collectives in a compiled program, and the bytes of their results."""
-    names = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    pattern = rf"= (.+?) (?:{names})(?:-start)?\("
-    found = re.findall(pattern, text)
-    total = 0
-    for result in found:
-        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", result):
-            size = SIZES[kind]
-            for axis in filter(None, shape.split(",")):
-                size *= int(axis)
-            total += size
-    return len(found), total
 
 
 def unet_work(widths: tuple[int, ...], size: int) -> tuple[float, float]:
@@ -75,10 +64,11 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
             text=True,
         )
         program = json.loads(run.stdout)
-        count, size_bytes = collectives(program["text"])
+        messages = find_collectives(program["text"])
+        size_bytes = sum(sum(message.arrays) for message in messages)
         what = f"{devices} devices, an image of {size} px each"
         results += [
-            timing.fact(f"{what}: collectives in a step", count, ""),
+            timing.fact(f"{what}: collectives in a step", len(messages), ""),
             timing.fact(
                 f"{what}: bytes over the parameters'",
                 size_bytes / (4 * program["parameters"]),
@@ -108,6 +98,21 @@ def measure(quick: bool, repetitions: int) -> list[timing.Result]:
                 "images/s",
             )
         )
+    return results + slices(pathlib.Path(__file__).parent / "results" / "tpu")
+
+
+def slices(folder: pathlib.Path) -> list[timing.Result]:
+    """Of each program in a folder of `experiments.benchmarks.tpu`: time and share of the peak."""
+    results = []
+    for name, _ in tpu.programs():
+        file = folder / f"{name}.json"
+        if file.exists():
+            found = read_json(file, "run experiments.benchmarks.tpu again")["estimates"]
+            what = f"{name}, by the TPU's compiler"
+            results += [
+                timing.fact(f"{what}: a step", 1e3 * found["seconds"], "ms, an estimate"),
+                timing.fact(f"{what}: share of the peak", found["share_of_peak"], ""),
+            ]
     return results
 
 

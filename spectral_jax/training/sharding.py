@@ -6,7 +6,7 @@ are split over `fsdp` and copied along `data`. One device or many hosts: the cod
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,16 +41,23 @@ RULES: tuple[tuple[str, Callable[[tuple[int, ...], int], P]], ...] = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices on the axes `data` and `fsdp`, ordered by process.
 
     A process holds neighbouring rows of a batch then, so that the order within a batch does not
     depend on how many there are.
 
+    Args:
+      config: how many there are along each axis.
+      devices: of a topology to compile for; None for those that are there.
+
     Raises:
       ConfigError: if the numbers do not make up all devices.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(
+        jax.devices() if devices is None else devices,
+        key=lambda device: (device.process_index, device.id),
+    )
     data = len(devices) // config.fsdp if config.data == -1 else config.data
     if data * config.fsdp != len(devices):
         raise ConfigError(
@@ -90,6 +97,11 @@ def split_parameters(tree: Any, mesh: Mesh) -> Any:
 def mesh_of(layout: Any) -> Mesh:
     """The mesh of a tree of shardings."""
     return jax.tree.leaves(layout)[0].mesh
+
+
+def platform_of(mesh: Mesh) -> str:
+    """What its devices are: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
 
 
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:

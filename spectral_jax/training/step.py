@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from spectral_jax.data.augment import augment, to_unit_range
 from spectral_jax.losses import harmonized_terms
-from spectral_jax.models import compiler_options
+from spectral_jax.models import compiler_options, suited
 from spectral_jax.training.config import Config
 from spectral_jax.training.optim import (
     build_optimizer,
@@ -21,7 +22,7 @@ from spectral_jax.training.optim import (
     learning_rate_schedule,
     spectral_weight_schedule,
 )
-from spectral_jax.training.sharding import AXES, mesh_of, replicated, split_batch
+from spectral_jax.training.sharding import AXES, mesh_of, platform_of, replicated, split_batch
 from spectral_jax.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -39,6 +40,7 @@ def make_train_step(
     the gradient's norm, the learning rate and the spectral weight.
     """
     mesh = mesh_of(layout)
+    model = suited(model, platform_of(mesh))
     parts = config.train.accumulate
     optimizer = build_optimizer(config.optim, total_steps)
     learning_rate = learning_rate_schedule(config.optim, total_steps)
@@ -47,6 +49,9 @@ def make_train_step(
     spectral = config.objective.spectral_term
 
     def terms_of_shard(logits, labels, weight):
+        if platform_of(mesh) == "tpu":  # few classes side by side would leave its registers empty
+            spatial_axes = range(1, logits.ndim - 1)
+            logits = with_layout_constraint(logits, Layout((0, logits.ndim - 1, *spatial_axes)))
         return harmonized_terms(
             logits,
             labels,
@@ -90,36 +95,41 @@ def make_train_step(
             apply_part,
             batch_stats,
             (jnp.arange(parts), split_parts(images, parts, mesh)),
-            unroll=mesh.devices.flat[0].platform == "cpu",
+            unroll=platform_of(mesh) == "cpu",
         )
         return batch_stats, join_parts(logits, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        images, labels = augment(
-            augment_key,
-            to_unit_range(batch["image"]),
-            batch["label"],
-            **dataclasses.asdict(config.augment),
-        )
+        with jax.named_scope("augmentation"):
+            images, labels = augment(
+                augment_key,
+                to_unit_range(batch["image"]),
+                batch["label"],
+                **dataclasses.asdict(config.augment),
+            )
         weight = jnp.asarray(spectral_weight(state.step), jnp.float32)
 
         def loss_and_rest(params):
             forward = apply if parts == 1 else apply_in_parts
-            batch_stats, logits = forward(params, state.batch_stats, images, dropout_key)
-            terms = terms_of_batch(logits, labels, weight)
+            with jax.named_scope("network"):
+                batch_stats, logits = forward(params, state.batch_stats, images, dropout_key)
+            with jax.named_scope("loss"):
+                terms = terms_of_batch(logits, labels, weight)
             return terms["loss"], (terms, batch_stats)
 
         # parameters come together and gradients are split again: the pictures stay where they are
         params = jax.lax.with_sharding_constraint(state.params, replicated(mesh))
         gradients, (terms, batch_stats) = jax.grad(loss_and_rest, has_aux=True)(params)
         gradients = jax.lax.with_sharding_constraint(gradients, layout.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay(state.step))
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = state.ema_params
+            if ema_params is not None:
+                decay = ema_decay(state.step)
+                ema_params = optax.incremental_update(params, ema_params, 1 - decay)
         metrics = {
             **terms,
             "gradient_norm": optax.global_norm(gradients),
@@ -141,7 +151,7 @@ def make_train_step(
         in_shardings=(layout, split_batch(mesh)),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(platform_of(mesh)),
     )
 
 
@@ -174,6 +184,7 @@ def make_count_step(
     """
 
     mesh = mesh_of(layout)
+    model = suited(model, platform_of(mesh))
 
     def count_step(variables, batch):
         variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
@@ -188,5 +199,5 @@ def make_count_step(
         count_step,
         in_shardings=(layout.variables, split_batch(mesh)),
         out_shardings=replicated(mesh),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(platform_of(mesh)),
     )
