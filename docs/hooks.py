@@ -1,15 +1,22 @@
-"""Writes the pages of the API reference: one a package, all of its public modules, as they are."""
+"""What the site adds to the pages as GitHub shows them: linked files, and the API reference."""
 
 import pathlib
+import re
 
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+NO_LIBRARY = ("commands", "configs")  # --help shows the commands; nobody imports them
+# a paragraph that is one link to a file outside `docs`
+LINKED_FILE = re.compile(r"^\[[^\]]*\]\(\.\./([\w/]+\.(?:py|md))\)$", re.MULTILINE)
+LINKED_PACKAGE = re.compile(r"\]\(\.\./spectral_jax/(\w+)\)")
 
 
 def on_files(files, config):
-    """Adds `api/<package>.md` for each package of spectral_jax."""
+    """Adds `api/<package>.md` for each package of spectral_jax: all of its public modules."""
     for package in sorted((ROOT / "spectral_jax").glob("*/__init__.py")):
+        if package.parent.name in NO_LIBRARY:
+            continue
         modules = sorted(package.parent.rglob("*.py"))
         names = [".".join(m.relative_to(ROOT).with_suffix("").parts) for m in modules]
         names = [name.removesuffix(".__init__") for name in names]
@@ -18,3 +25,14 @@ def on_files(files, config):
         uri = f"api/{package.parent.name}.md"
         files.append(File.generated(config, uri, content=text))
     return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Shows linked files in place of links to them, and links packages to their reference."""
+    markdown = LINKED_FILE.sub(lambda link: _show(ROOT / link[1]), markdown)
+    return LINKED_PACKAGE.sub(r"](api/\1.md)", markdown)
+
+
+def _show(file):
+    text = file.read_text()
+    return text if file.suffix == ".md" else f"```python\n{text}```"

@@ -39,7 +39,7 @@ def run(tmp_path):
         )
         output, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, "")
-        under_mimalloc, pid, *rest = output.split(maxsplit=2)
+        under_mimalloc, pid, *rest = output.splitlines()[-1].split(maxsplit=2)
         assert int(pid) == process.pid  # signals and exit codes stay the command's own
         return under_mimalloc == "True", rest[0].strip()
 
@@ -51,6 +51,7 @@ COMMAND = ("-W", "ignore", "-m", "experiments.configs.tiny", "--a b", "c")
 
 def test_a_command_restarts_itself_under_mimalloc(run):
     assert run(*COMMAND) == (True, "['--a b', 'c']")
+    assert run("-m", "spectral_jax", "--version") == (True, "['--version']")
 
 
 @pytest.mark.parametrize(

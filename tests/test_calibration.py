@@ -124,7 +124,7 @@ def test_the_union_grows_by_its_pixels():
 def test_a_planted_temperature_is_found(rng, planted):
     logits = rng.normal(0, 2, (30_000, 3))
     truth = drawn(rng, softmax(logits))
-    p = softmax(logits * planted)  # too sure of itself for planted > 1
+    p = softmax(logits * planted)  # overconfident for planted > 1
     found = fit_temperature(p, truth)
     assert found == pytest.approx(planted, rel=0.03)
     scaled = scale_temperature(p, planted)
@@ -150,7 +150,7 @@ def test_a_run_is_measured_before_and_after(mni152, result):
     before, after = (
         written["regions"]["all"][state] for state in ("as_trained", "temperature_scaled")
     )
-    assert written["temperature"] == result["temperature"] > 1  # a threshold is too sure of itself
+    assert written["temperature"] == result["temperature"] > 1  # a threshold is overconfident
     assert after["nll"] < before["nll"]
     assert set(before["classwise"]) == {"grey matter", "white matter"}
     assert len(before["reliability"]["edges"]) == 21

@@ -16,7 +16,7 @@ from spectral_jax.models import MODELS
 from spectral_jax.training.config import Config, ConfigError, default_config, parse_config
 from spectral_jax.training.run import make_model
 
-FILES = sorted((pathlib.Path(__file__).parents[1] / "experiments" / "configs").glob("[!_]*.py"))
+FILES = sorted((pathlib.Path(__file__).parents[1] / "spectral_jax" / "configs").glob("[!_]*.py"))
 
 
 def test_defaults_are_the_dataclasses():

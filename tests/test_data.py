@@ -187,7 +187,7 @@ DAMAGE = {
             (root / f"test/{kind}/test_0.png").rename(root / f"test/{kind}/train_0.png")
             for kind in ("images", "masks")
         ],
-        r"'train_0' is there twice",
+        r"'train_0' appears twice",
     ),
     "no class names": (
         lambda root: (root / "classes.txt").unlink(),

@@ -94,7 +94,7 @@ SAMPLES = {
             root / f"{PH2}/{case}/{case}_Dermoscopic_Image/{case}.bmp"
         ),
         options={"resplit": True},
-        remark="split anew, so that scores compare with nothing published: as asked",
+        remark="re-split; scores are not comparable with published ones: as asked",
     ),
     "kvasir_seg": Sample(
         *("kvasir_seg", "Kvasir-SEG_256", {"train": 5, "validation": 1, "test": 7}),

@@ -195,7 +195,7 @@ DAMAGE = {
         lambda root: replace_by_text(
             root / "train.txt", f"{POLYP}\n" + (root / "train.txt").read_text()
         ),
-        rf"images/{POLYP}\.jpg: case '{POLYP}' is there twice",
+        rf"images/{POLYP}\.jpg: case '{POLYP}' appears twice",
     ),
     "picture in no list": (
         KVASIR,
@@ -323,7 +323,7 @@ def test_records_of_many_shards_come_back_in_order(tmp_path, monkeypatch):
 def test_a_group_in_two_splits_is_refused(tmp_path):
     cases = made_up(2).read(None).splits["all"]
     parted = made_up(0, train=cases[:1], test=cases[1:])
-    with pytest.raises(DataError, match="no patient or video may be parted"):
+    with pytest.raises(DataError, match="keep each patient or video in one split"):
         prepare(parted, root=None, data_dir=tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_a_process_without_this_package_gives_the_same(name, rng, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_gives_the_same_in_onnxruntime(name, rng, tmp_path):
-    reason = "ONNX needs a converter: see experiments/export.py"
+    reason = "ONNX needs a converter: see spectral-jax export --help"
     pytest.importorskip("jax2onnx", reason=reason)
     network = trained(name, 32)
     write_bundle(network, tmp_path / "run", tmp_path, onnx=True)

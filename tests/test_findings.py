@@ -17,7 +17,7 @@ PAGES = [RESULTS / "README.md", ROOT / "README.md"]
 def test_the_table_is_made_from_the_results(page):
     text = page.read_text()
     assert (BEGIN in text) == (END in text) == (text.count(BEGIN) == 1)
-    assert with_findings(text, findings(RESULTS)) == text, "run experiments.report on each study"
+    assert with_findings(text, findings(RESULTS)) == text, "run spectral-jax report on each study"
 
 
 def test_the_results_page_has_the_table():

@@ -18,9 +18,14 @@ MAY_IMPORT = {
     "evaluation": {"losses", "metrics", "models", "data", "training", "evaluation"},
     "studies": {"studies"},
     "reporting": {"reporting"},
+    "configs": {"training", "configs"},
+    "commands": {
+        *("losses", "metrics", "models", "data", "training", "evaluation", "studies"),
+        *("reporting", "commands"),
+    },
 }
 HOMES = {
-    "absl": ["experiments"],
+    "absl": ["spectral_jax/commands", "experiments/benchmarks"],
     "orbax": ["spectral_jax/training/checkpoint.py"],
     "grain": ["spectral_jax/data/pipeline.py"],
     "tensorflow_datasets": ["spectral_jax/data/datasets", "spectral_jax/data/sources.py"],

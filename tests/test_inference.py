@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image, ImageOps
 
-from experiments.predict import split_paths
+from spectral_jax.commands.predict import split_paths
 from spectral_jax.data.datasets import DATASETS, prepare
 from spectral_jax.data.formats import Scan, read_scan
 from spectral_jax.data.labels import Labels

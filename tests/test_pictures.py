@@ -527,8 +527,8 @@ def test_two_classes_may_have_colours_and_greys_too(grey, tmp_path):
     ("text", "message"),
     [
         ("background #000000\nliver\n", "1 of 2 classes have a colour"),
-        ("background #000000\nliver #00ff00\nspleen #00FF00", "'#00ff00' is there twice"),
-        ("background\nliver\nliver\n", "'liver' is there twice"),
+        ("background #000000\nliver #00ff00\nspleen #00FF00", "'#00ff00' appears twice"),
+        ("background\nliver\nliver\n", "'liver' appears twice"),
         ("liver\n", "liver; expected background and a class"),
     ],
 )

@@ -11,7 +11,7 @@ from absl import app
 from PIL import Image
 from raw_data import link
 
-from experiments import prepare as command
+from spectral_jax.commands import prepare as command
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 

@@ -12,9 +12,9 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from experiments.configs import tiny
-from experiments.evaluate import evaluate_split
-from experiments.train import is_finished
+from spectral_jax.commands.evaluate import evaluate_split
+from spectral_jax.commands.train import is_finished
+from spectral_jax.configs import tiny
 from spectral_jax.data.datasets import DATASETS, Case, DataError, prepare
 from spectral_jax.data.datasets.builder import load
 from spectral_jax.data.sources import Split, TrainingSlices

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.configs import kvasir_transunet, kvasir_unet, tiny
+from spectral_jax.configs import kvasir_transunet, kvasir_unet, tiny
 from spectral_jax.data.labels import Labels
 from spectral_jax.losses.harmonized import SPECTRAL
 from spectral_jax.training import run, sharding

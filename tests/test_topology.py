@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from experiments.configs import tiny
+from spectral_jax.configs import tiny
 from spectral_jax.models.packing import MOST
 from spectral_jax.training import plan as planning
 from spectral_jax.training.config import ConfigError, parse_config
@@ -16,7 +16,7 @@ from spectral_jax.training.topology import CHIPS, describe_slices, find_chip
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="the TPU's compiler is not installed: pip install 'spectral_jax[tpu]'",
+    reason="the TPU's compiler is not installed: pip install -e '.[tpu]'",
 )
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.configs import tiny
+from spectral_jax.configs import tiny
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import Split, TrainingSlices
 from spectral_jax.data.volumes import DataError

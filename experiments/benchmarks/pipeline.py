@@ -14,7 +14,7 @@ import jax
 from etils import epath
 
 from experiments.benchmarks import step, timing
-from experiments.configs import quickstart, tiny
+from spectral_jax.configs import quickstart, tiny
 from spectral_jax.data import pipeline
 from spectral_jax.data.augment import augment, to_unit_range
 from spectral_jax.data.sources import Split, TrainingSlices

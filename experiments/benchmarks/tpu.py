@@ -1,6 +1,6 @@
 """Training steps compiled for TPU slices, and the compiler's estimates of them: not measurements.
 
-    pip install 'spectral_jax[tpu]'
+    pip install -e '.[tpu]'
     python -m experiments.benchmarks.tpu --out=experiments/benchmarks/results/tpu
 
 Each program takes minutes to compile, and is left alone where its file is there already.

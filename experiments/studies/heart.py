@@ -5,7 +5,7 @@ python -m experiments.study --study=experiments/studies/heart.py \
     --results=experiments/results/heart
 """
 
-from experiments.studies.design import Study, make_arms
+from spectral_jax.studies.design import Study, make_arms
 from spectral_jax.training.config import default_config
 
 # what is measured of a run; one severity, the middle one, of every corruption on every case

@@ -6,7 +6,7 @@ python -m experiments.study --study=experiments/studies/heart_dice.py \
 """
 
 from experiments.studies import heart
-from experiments.studies.design import Study, make_arms
+from spectral_jax.studies.design import Study, make_arms
 
 # by the rule of the registration from the sweep; None until it has been run
 CHOSEN_WEIGHTS: dict[str, float | None] = {"paper": None, "midband": None}

@@ -6,7 +6,7 @@ python -m experiments.study --study=experiments/studies/heart_dice_sweep.py \
 """
 
 from experiments.studies import heart
-from experiments.studies.design import Study, make_arms
+from spectral_jax.studies.design import Study, make_arms
 
 WEIGHTS = {"paper": (0.1, 1.0), "midband": (0.1, 0.3, 1.0)}
 

@@ -6,7 +6,7 @@ python -m experiments.study --study=experiments/studies/heart_transunet.py \
 """
 
 from experiments.studies import heart
-from experiments.studies.design import Study, make_arms
+from spectral_jax.studies.design import Study, make_arms
 
 
 def get_study() -> Study:

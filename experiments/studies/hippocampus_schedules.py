@@ -5,7 +5,7 @@ python -m experiments.study --study=experiments/studies/hippocampus_schedules.py
     --results=experiments/results/hippocampus_schedules
 """
 
-from experiments.studies.design import Changes, Study, make_arms
+from spectral_jax.studies.design import Changes, Study, make_arms
 from spectral_jax.training.config import default_config
 
 EPOCHS = (1, 2, 4, 8, 16)

@@ -4,7 +4,7 @@ python -m experiments.study --study=experiments/studies/lungs.py \
     --raw=montgomery_shenzhen=CHEST_XRAYS --workdir=studies/lungs
 """
 
-from experiments.studies.design import SPECTRAL, Study, make_arms
+from spectral_jax.studies.design import SPECTRAL, Study, make_arms
 from spectral_jax.training.config import default_config
 
 

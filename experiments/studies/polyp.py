@@ -4,8 +4,8 @@ python -m experiments.study --study=experiments/studies/polyp.py \
     --raw=kvasir_seg=Kvasir-SEG,cvc_clinicdb=CVC-ClinicDB --workdir=studies/polyp
 """
 
-from experiments.configs import kvasir_unet
-from experiments.studies.design import SPECTRAL, Study, make_arms
+from spectral_jax.configs import kvasir_unet
+from spectral_jax.studies.design import SPECTRAL, Study, make_arms
 
 
 def get_study() -> Study:

@@ -1,7 +1,8 @@
 """Augmentation on the device, inside the compiled step, of pictures and of 3-D patches in plane.
 
-One resampling does all of the geometry: each output pixel looks up where it comes from. Images are
-interpolated linearly; labels take the nearest pixel, so no class appears that was not there.
+One resampling does all of the geometry: each output pixel is sampled from its source position.
+Images are interpolated linearly; labels take the nearest pixel, so no class appears that was not
+there.
 """
 
 import math

@@ -5,7 +5,7 @@ along their normal. Values are those after the rescaling that the files ask for;
 show them (windows, white as 0) counts for pictures alone.
 
 Reading needs pydicom, writing highdicom, compressed pixels gdcm: `pip install
-'spectral_jax[dicom]'`.
+pydicom highdicom python-gdcm`.
 """
 
 import collections
@@ -165,7 +165,7 @@ def _pydicom():
         import pydicom.errors
         import pydicom.uid
     except ImportError:
-        raise DataError("DICOM needs pydicom: pip install 'spectral_jax[dicom]'") from None
+        raise DataError("DICOM needs pydicom: pip install pydicom") from None
     return pydicom
 
 
@@ -216,7 +216,7 @@ def _stored_values(one: Slice) -> Num[np.ndarray, "..."]:
             raise
         raise DataError(
             f"{one.path}: pixels are compressed as {name}, and what is installed does not read it: "
-            f"pip install 'spectral_jax[dicom]' ({str(error).splitlines()[0]})"
+            f"pip install python-gdcm ({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -412,7 +412,7 @@ def write_segmentation(
         import highdicom
     except ImportError:
         raise DataError(
-            f"{target}: DICOM segmentations need highdicom: pip install 'spectral_jax[dicom]'"
+            f"{target}: DICOM segmentations need highdicom: pip install highdicom"
         ) from None
     from pydicom.sr.coding import Code
     from pydicom.uid import generate_uid

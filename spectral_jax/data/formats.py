@@ -1,7 +1,7 @@
-"""People's own files: read as the data sets' files are, and written back with their geometry.
+"""Users' own files: read as the data sets' files are, and written back with their geometry.
 
 A `Scan` is what one case's files hold. Its labels are written in the format that they came in, at
-the same size: class numbers as an 8-bit picture (in the place of a JPEG, which cannot hold them, a
+the same size: class numbers as an 8-bit picture (instead of a JPEG, which cannot hold them, a
 PNG), as a NIfTI file with the affine and header of the image, or as `label` in HDF5 or npz. Of a
 DICOM series come a NIfTI file and a DICOM segmentation. No file is ever half-written.
 

@@ -28,7 +28,7 @@ _PILLOW_LIMIT = threading.Lock()
 
 @contextlib.contextmanager
 def open_picture(file: Path | IO[bytes]) -> Iterator[Image.Image]:
-    """Opens a picture as `PIL.Image.open` does, with our limit in the place of Pillow's own.
+    """Opens a picture as `PIL.Image.open` does, with our limit instead of Pillow's own.
 
     Raises:
       TooLargeError: if its pixels take more than the limit.

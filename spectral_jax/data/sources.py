@@ -144,7 +144,7 @@ class Split:
         if name not in (*builder.info.splits, "all"):
             raise ValueError(
                 f"data set {builder.name!r} has no split {name!r}; it has "
-                f"{sorted(builder.info.splits)}. Its files may be missing; or share all out anew: "
+                f"{sorted(builder.info.splits)}. Its files may be missing; or split all again: "
                 "--config.data.options.resplit=True"
             )
         self.name = name
@@ -209,7 +209,7 @@ class Split:
     def _damaged(self, record: int, reason: str) -> DataError:
         return DataError(
             f"{self._folder}: record {record} of the {self.name} split is damaged ({reason}); "
-            "delete this folder and start again, and the data set is prepared anew"
+            "delete this folder and start again, and the data set is prepared again"
         )
 
     def volume(self, case: str) -> Volume:

@@ -48,7 +48,7 @@ def measure_calibration(
     max_cases: int | None = None,
     checkpoint: str = "best",
 ) -> dict[str, Any]:
-    """Measures how far a network's probabilities can be believed, and writes the result.
+    """Measures the calibration of a network's probabilities and writes the result.
 
     Probabilities are those at the original size, interpolated between pixels. The temperature is
     fitted on the validation split and applied to them.
@@ -64,7 +64,7 @@ def measure_calibration(
       split: what to measure on, as for `evaluate`.
       validation_split: what to fit the temperature on, of the data set that it was trained on.
       workdir: the run's folder.
-      max_cases: at most so many cases of either split, evenly spaced; all without it.
+      max_cases: maximum number of cases of either split, evenly spaced; None for all.
       checkpoint: what the checkpoint is called in the result.
 
     Returns:
@@ -168,7 +168,7 @@ def fit_temperature(
       truth: class numbers.
 
     Returns:
-      T between the `TEMPERATURES`; above 1 the network is too sure of itself.
+      T between the `TEMPERATURES`; above 1 the network is overconfident.
     """
 
     def loss(log_temperature: float) -> float:

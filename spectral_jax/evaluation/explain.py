@@ -360,7 +360,7 @@ def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Itera
     Args:
       trained: the network.
       split: its classes are matched as `evaluate` does; cases without any of them are left out.
-      max_cases: how many cases to look at, at most.
+      max_cases: maximum number of cases.
 
     Yields:
       Dictionaries of `case` and `slice` (None for a picture); `image` `[height, width, channels]`

@@ -108,8 +108,8 @@ def export_onnx(trained: TrainedModel) -> bytes:
         from jax2onnx import to_onnx
     except ImportError as error:
         raise ValueError(
-            f"ONNX needs a converter ({error}): pip install 'spectral_jax[onnx]' && pip install "
-            "--no-deps jax2onnx"
+            f"ONNX needs a converter ({error}): pip install onnx onnx-ir onnxruntime "
+            "dm-pix equinox && pip install --no-deps jax2onnx"
         ) from None
     network = functools.partial(apply_network, trained.model, trained.activation, trained.variables)
     shape = ("batch", *trained.config.data.example_size, trained.data.channels)
@@ -150,7 +150,7 @@ def largest_difference(trained: TrainedModel, run: Callable[[np.ndarray], np.nda
 def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict[str, Any]:
     """What one must know to use an exported network, as JSON holds it.
 
-    Scores are those of `experiments.evaluate` that lie in the run's folder for this very step.
+    Scores are those of `spectral-jax evaluate` that lie in the run's folder for this very step.
     """
     data, config = trained.data, trained.config
     channels = data.classes if trained.activation == "softmax" else data.classes[1:]
@@ -199,7 +199,7 @@ def _scores(workdir: Any, step: int) -> list[dict[str, Any]]:
     """What evaluations in a run's folder found of one step."""
     folder = workdir / "evaluation"
     files = sorted(folder.glob("*.json")) if folder.exists() else []
-    results = [read_json(file, "delete it and run experiments.evaluate again") for file in files]
+    results = [read_json(file, "delete it and run spectral-jax evaluate again") for file in files]
     return [
         {key: result[key] for key in ("dataset", "split", "distance_unit", "summary", "by_class")}
         for result in results
@@ -223,7 +223,7 @@ def write_bundle(
       workdir: the run's folder, where its scores lie.
       output: the bundle's folder.
       checkpoint: what the checkpoint is called.
-      onnx: write ONNX in the place of StableHLO.
+      onnx: write ONNX instead of StableHLO.
       platforms: see `export_stablehlo`; the one that this runs on is added, to check the program.
 
     Raises:

@@ -48,7 +48,7 @@ class Predictor:
           batch_size: how many slices or patches are computed at once.
           flips: average over each image and its mirror images.
           tiles: cut pictures that are larger than the training size into overlapping tiles of
-            that size, in the place of shrinking them.
+            that size, instead of shrinking them.
           threshold: of a network with "sigmoid": the probability above which a pixel is of a
             class; 1/2 without it.
 
@@ -59,11 +59,13 @@ class Predictor:
         config = trained.config
         if flips and not config.augment.flip:
             raise ConfigError(
-                "mirror images: this network was trained with config.augment.flip=False and does "
-                "not know them"
+                "flips=True needs a network trained with flips; this one was trained with "
+                "config.augment.flip=False"
             )
         if tiles and config.data.patch_size:
-            raise ConfigError("tiles: a network of patches slides over its volumes anyway")
+            raise ConfigError(
+                "tiles do not apply to patch networks, which already slide a window over volumes"
+            )
         self._input_size = config.data.example_size
         self._slice_size = (config.data.image_size, config.data.image_size)
         self._tiles = tiles

@@ -52,7 +52,7 @@ def measure_robustness(
       workdir: the run's folder.
       corruptions: names; those of the split's modality without it.
       severities: which, from 1 to 5.
-      max_cases: at most so many cases, evenly spaced; all without it.
+      max_cases: maximum number of cases, evenly spaced; None for all.
       checkpoint: what the checkpoint is called in the result.
 
     Returns:

@@ -50,7 +50,7 @@ NORMALISATIONS = ("correlation", "concordance")
 
 Band = Callable[[np.ndarray], np.ndarray]
 """Radial frequency in cycles per image `[*spectrum]` -> weights `[*spectrum]`, or
-`[rings, *spectrum]` for bands that are correlated one by one and meant."""
+`[rings, *spectrum]` for bands that are correlated separately, then averaged."""
 
 
 def soft_band(centre_cycles: float = 13.0, width: float = 1.0) -> Band:

@@ -1,4 +1,4 @@
-"""Whether a network's probabilities can be believed: sums over pixels first, then errors.
+"""Calibration of a network's probabilities: sums over pixels first, then errors.
 
 The sums of two sets of pixels add up to those of both, so cases, slices and processes can be taken
 one after another. With n_b pixels in bin b, their mean confidence p_b and their accuracy y_b,
@@ -123,7 +123,7 @@ def dilated_union(
     truth: Int[np.ndarray, "height width"],
     pixels: int = 3,
 ) -> Bool[np.ndarray, "height width"]:
-    """Where truth or prediction is no background, and so many pixels around it.
+    """Foreground of truth or prediction, dilated by `pixels`.
 
     Over all pixels the plain background, which is easy, makes any network look calibrated.
     """

@@ -20,7 +20,7 @@ def findings(results: pathlib.Path) -> str:
     rows = [
         row
         for file in sorted(results.glob("*/results.json"))
-        for row in _rows(read_json(file, "delete it and run experiments.report on its folder"))
+        for row in _rows(read_json(file, "delete it and run spectral-jax report on its folder"))
     ]
     if not rows:
         return "No registered study has a finished run yet.\n"

@@ -21,7 +21,7 @@ from spectral_jax.reporting import charts, overlays
 Line = dict[str, Any]
 
 REPORT_FILE = "report.html"
-EVALUATE_AGAIN = "delete it and run experiments.evaluate again"
+EVALUATE_AGAIN = "delete it and run spectral-jax evaluate again"
 # what reading an evaluation with missing or damaged parts raises
 DAMAGE = (
     *(LookupError, TypeError, AttributeError, ValueError),
@@ -92,7 +92,7 @@ def _render(evaluation_files: Sequence[str], **facts: Any) -> str:
         files = ", ".join(("config.json", "versions.json", "metrics.jsonl", *evaluation_files))
         raise ValueError(
             f"{facts['name']}: one of {files} is damaged ({error}); those of an evaluation can be "
-            "made again: delete them and run experiments.evaluate"
+            "made again: delete them and run spectral-jax evaluate"
         ) from error
 
 

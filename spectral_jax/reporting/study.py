@@ -40,8 +40,8 @@ def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
     folder = pathlib.Path(study).resolve()
     file = folder / "results.json"
     if not file.exists():
-        raise ValueError(f"{folder} has no results.json: run experiments.report on it")
-    results = read_json(file, "delete it and run experiments.report on the folder again")
+        raise ValueError(f"{folder} has no results.json: run spectral-jax report on it")
+    results = read_json(file, "delete it and run spectral-jax report on the folder again")
     pens = _pens(results["study"]["arms"])
     topics = {
         "robustness": _by_data_set(results, pens, _robustness),

@@ -1,6 +1,6 @@
 """The one configuration of a run: typed, checked when it is made, and documented field by field.
 
-A file in `experiments/configs` starts from `default_config()`, an `ml_collections.ConfigDict` with
+A file in `spectral_jax/configs` starts from `default_config()`, an `ml_collections.ConfigDict` with
 these very fields, and changes some; so do command-line flags, `--config.optim.learning_rate=0.1`.
 `parse_config` turns the result into the dataclasses below.
 """
@@ -291,7 +291,7 @@ class OptimConfig:
     Attributes:
       name: "sgd": momentum, L2 on all parameters and polynomial decay, TransUNet's recipe; or
         "adamw": decay of kernels only, warm-up and cosine.
-      learning_rate: at its highest.
+      learning_rate: peak value.
       weight_decay: of either kind.
       momentum: of "sgd".
       poly_power: exponent of the decay of "sgd".
@@ -317,7 +317,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, and how often to look.
+    """Training length and intervals.
 
     Attributes:
       seed: of everything random: parameters, order, augmentation, dropout.

@@ -1,6 +1,7 @@
 """A run's folder: its configuration and versions, and what is built again from them."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import platform
@@ -149,7 +150,7 @@ def check_data(workdir: epath.Path, data: DatasetInfo) -> None:
             f"{workdir} was trained on other data:\n"
             + "\n".join(changed)
             + "\nBring those back, wherever they lie (config.data.root), or use another --workdir. "
-            "Other files of the same kind are scored with experiments.evaluate --on=NAME=FOLDER"
+            "Other files of the same kind are scored with spectral-jax evaluate --on=NAME=FOLDER"
         )
 
 
@@ -293,21 +294,49 @@ def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
 def versions() -> dict[str, str]:
     """Versions of this package, its revision, and what it ran on."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "spectral_jax": spectral_jax.__version__,
-        "revision": git.stdout.strip() or "unknown",
+        "revision": revision(),
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "allocator": allocator.name(),
     }
+
+
+def revision() -> str:
+    """The commit of this package's own repository; of an installed package, what was installed."""
+    folder = pathlib.Path(spectral_jax.__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        # installed packages may lie in a folder of somebody else's repository, which ignores them
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("describe", "--always", "--dirty", "--abbrev=12").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return _installed_revision()
+
+
+def _installed_revision() -> str:
+    try:
+        package = metadata.distribution("spectral_jax")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    if "vcs_info" in origin:  # pip install git+https://...
+        return origin["vcs_info"]["commit_id"][:12]
+    hashes = sorted(
+        f"{file} {file.hash.value}"
+        for file in package.files or ()
+        if file.parts[0] == "spectral_jax" and file.suffix != ".pyc" and file.hash
+    )
+    digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12]
+    return f"installed files sha256:{digest}" if hashes else "unknown"
 
 
 def prepare_data(config: DataConfig) -> pathlib.Path:

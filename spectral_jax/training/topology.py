@@ -70,7 +70,7 @@ def describe_slices(topology: str, slices: int = 1) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             f"--topology={topology}: the TPU's compiler is not installed; pip install "
-            "'spectral_jax[tpu]' brings libtpu, which compiles on any Linux machine"
+            "libtpu: it compiles on any Linux machine"
         )
     # it asks the cloud which machine it is on, else
     for name, value in {

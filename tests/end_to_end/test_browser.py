@@ -1,14 +1,17 @@
 """The report and the documentation in a real browser: nothing is missing, nothing too wide."""
 
 import functools
+import html.parser
 import http.server
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -183,5 +186,104 @@ def test_reference_has_every_public_module(site):
     folder, _ = site
     text = "".join(path.read_text() for path in (folder / "api").glob("*.html"))
     for module in (ROOT / "spectral_jax").glob("*/**/*.py"):
+        if module.parent.name in ("commands", "configs"):  # nobody imports these
+            continue
         name = ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         assert f'id="{name}"' in text, name
+
+
+class Page(html.parser.HTMLParser):
+    """What a built page holds: the code of its examples, list items, links and their targets."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.code, self.items, self.links, self.targets, self.text = [], [], [], set(), ""
+        self._open = []
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self._open.append(tag)
+        self.targets |= {attributes.get("id"), attributes.get("name")}
+        self.links += [v for k in ("href", "src") if (v := attributes.get(k))]
+        if "article" in self._open and tag == "pre":
+            self.code.append("")
+        if "article" in self._open and tag == "li":
+            self.items.append("")
+
+    def handle_endtag(self, tag):
+        if tag in self._open:
+            while self._open.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if "article" not in self._open:
+            return
+        if "pre" in self._open:
+            self.code[-1] += data
+        else:
+            self.text += data
+        if "li" in self._open:
+            self.items[-1] += data
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    folder, _ = site
+    return {str(file.relative_to(folder)): Page(file) for file in folder.rglob("*.html")}
+
+
+def source_of(page):
+    """A page's Markdown, with files that are linked to in a paragraph of their own."""
+    return re.sub(
+        r"^\[.*\]\(\.\./(.*\.md)\)$", lambda link: (ROOT / link[1]).read_text(),
+        page.read_text(), flags=re.MULTILINE,
+    )  # fmt: skip
+
+
+FENCE = re.compile(r"^```.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("source", DOCS, ids=lambda source: source.stem)
+def test_code_and_lists_of_a_page_are_there(pages, source):
+    page, text = pages[f"{source.stem}.html"], source_of(source)
+    shown = {code.strip() for code in page.code}
+    for block in FENCE.findall(text):
+        assert block.strip() in shown, block
+    items = re.findall(r"^\s*- (.*)$", FENCE.sub("", text), re.MULTILINE)
+    assert len(page.items) == len(items)
+    for words, item in zip(items, page.items, strict=True):
+        assert re.match(r"\W*(\w+)", item)[1] == re.match(r"\W*(\w+)", words)[1]
+    for marker in ("--8", ":::", "```", "]("):
+        assert marker not in page.text
+
+
+def test_every_example_is_shown_whole(pages):
+    shown = {code.strip() for code in pages["examples.html"].code}
+    examples = [
+        file
+        for file in (ROOT / "experiments/examples").glob("*.py")
+        if file.stem not in ("__init__", "discs")  # what the others learn
+    ]
+    assert len(examples) >= 6
+    for file in examples:
+        assert file.read_text().strip() in shown, file.name
+
+
+def test_links_within_the_site_arrive(pages, site):
+    folder, _ = site
+    count = 0
+    for name, page in pages.items():
+        for link in page.links:
+            url = urllib.parse.urlsplit(link)
+            if url.scheme or url.netloc or name == "404.html":
+                continue
+            target = (folder / name).parent / url.path if url.path else folder / name
+            target = target / "index.html" if target.is_dir() else target
+            assert target.is_file(), f"{name}: {link}"
+            if url.fragment and target.suffix == ".html":
+                there = pages[str(target.resolve().relative_to(folder.resolve()))].targets
+                assert urllib.parse.unquote(url.fragment) in there, f"{name}: {link}"
+            count += 1
+    assert count > 100

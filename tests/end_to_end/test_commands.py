@@ -175,7 +175,7 @@ def test_one_trains_in_a_folder_and_ctrl_c_saves(run_command, tiny_flags, tmp_pa
 
 BUSY = """
 import jax, jax.numpy as jnp
-from experiments import flags
+from spectral_jax.commands import flags
 
 def main():
     print("busy", flush=True)

@@ -13,8 +13,8 @@ from PIL import Image
 from raw_data import link
 from scipy import ndimage
 
-from experiments.configs import folder as folder_config
-from experiments.configs import hippocampus_3d, tiny
+from spectral_jax.configs import folder as folder_config
+from spectral_jax.configs import hippocampus_3d, tiny
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import Split, TrainingSlices
 from spectral_jax.evaluation.calibrate import measure_calibration

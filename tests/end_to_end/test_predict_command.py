@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from raw_data import link, write_series
 
-from experiments.configs import hippocampus_3d, tiny
+from spectral_jax.configs import hippocampus_3d, tiny
 from spectral_jax.training import run
 from spectral_jax.training.config import parse_config
 from spectral_jax.training.loop import train

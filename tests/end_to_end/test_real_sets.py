@@ -4,7 +4,7 @@ import pytest
 from raw_data import link
 from test_datasets import SAMPLES
 
-from experiments.configs import hippocampus_3d, tiny
+from spectral_jax.configs import hippocampus_3d, tiny
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import evaluate
 from spectral_jax.training import run

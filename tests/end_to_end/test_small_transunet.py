@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.configs import folder
+from spectral_jax.configs import folder
 from spectral_jax.training import run
 from spectral_jax.training.config import parse_config
 from spectral_jax.training.loop import train

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from experiments.study import choose
+from spectral_jax.commands.study import choose
 from spectral_jax.training.config import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY_STUDY = """
-from experiments.configs import tiny
-from experiments.studies.design import Study, make_arms
+from spectral_jax.configs import tiny
+from spectral_jax.studies.design import Study, make_arms
 
 def get_study():
     config = tiny.get_config()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments.configs import tiny
 from spectral_jax import lock
+from spectral_jax.configs import tiny
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.files import read_json, write_arrays, write_json, written_whole
 from spectral_jax.reporting import write_report

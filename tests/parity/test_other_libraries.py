@@ -1,6 +1,6 @@
 """The losses and surface Dice beside PyTorch's, MONAI's and segmentation_models.pytorch's.
 
-Values and gradients, in float64. Needs `pip install 'spectral_jax[parity]'`.
+Values and gradients, in float64. Needs `pip install -e '.[parity]'`.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ import pytest
 from spectral_jax.losses import activate, cross_entropy_loss, dice_loss, tversky_loss
 from spectral_jax.metrics.surface import nsd, surface_distances
 
-REASON = "other libraries are an extra of their own: pip install 'spectral_jax[parity]'"
+REASON = "other libraries are an extra of their own: pip install -e '.[parity]'"
 torch = pytest.importorskip("torch", reason=REASON)
 monai_losses = pytest.importorskip("monai.losses", reason=REASON)
 smp = pytest.importorskip("segmentation_models_pytorch.losses", reason=REASON)

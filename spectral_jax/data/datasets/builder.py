@@ -59,9 +59,9 @@ def prepare(
       data_dir: where prepared sets live; None for that of tensorflow-datasets.
       validation: share of the training part, by patient or video, to hold out for validation where
         the set has no validation part; 0 for none.
-      resplit: share all cases out anew, instead of the published split.
+      resplit: split all cases again, instead of the published split.
       ignore_label: value of the labels whose pixels do not count, in training and scores.
-      regions: classes to train on in place of the set's own, each made of some of these, by number
+      regions: classes to train on instead of the set's own, each made of some of these, by number
         or name; regions may overlap: `{"whole": (1, 2), "front": ("anterior",)}`.
       **options: of the data set's `read`.
 
@@ -159,8 +159,8 @@ def find_prepared(
         older = any((data_dir / name).glob("*/*"))
         how = "is not prepared like this by this version" if older else "is not prepared"
         raise DataError(
-            f"{data_dir / name}: data set {name!r} {how}; run python -m "
-            f"experiments.prepare --dataset={name} --raw_dir=FOLDER --data_dir={data_dir}{chosen}"
+            f"{data_dir / name}: data set {name!r} {how}; run "
+            f"spectral-jax prepare --dataset={name} --raw_dir=FOLDER --data_dir={data_dir}{chosen}"
         )
     folders.sort(key=lambda folder: folder.stat().st_mtime)
     return folders[-1]
@@ -209,7 +209,7 @@ def _find_root(dataset: Dataset, root: str | pathlib.Path | None) -> pathlib.Pat
     if not root:
         raise DataError(
             f"data set {dataset.name!r} is made from your files; say where they are: "
-            f"--config.data.root=FOLDER, or --raw_dir=FOLDER of experiments.prepare.\n"
+            f"--config.data.root=FOLDER, or --raw_dir=FOLDER of spectral-jax prepare.\n"
             f"{dataset.source}"
         )
     root = pathlib.Path(root).expanduser().resolve()

@@ -150,7 +150,7 @@ def read_classes(root: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], M
         )
     for values in (names, colors):
         if twice := [value for value in values if list(values).count(value) > 1]:
-            raise DataError(f"{where}: {twice[0]!r} is there twice; each class has one of its own")
+            raise DataError(f"{where}: {twice[0]!r} appears twice; each class needs one of its own")
     if colors and len(colors) < len(names):
         raise DataError(
             f"{where}: {len(colors)} of {len(names)} classes have a colour; give one to each, such "

@@ -1,7 +1,7 @@
 """Kvasir-SEG polyps: `images/*.jpg` and `masks/*.jpg` of the same names, `train.txt`, `val.txt`.
 
 The owners' list of 120 pictures, `val.txt`, is the test split. Without the lists, which are no part
-of the archive, the pictures are split anew.
+of the archive, the pictures are re-split.
 """
 
 from pathlib import Path

@@ -27,7 +27,7 @@ def template_folder() -> pathlib.Path:
     """The folder inside the nilearn package that holds the template, found without importing it."""
     spec = importlib.util.find_spec("nilearn")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("data set 'mni152' comes with nilearn: pip install 'spectral_jax[demo]'")
+        raise DataError("data set 'mni152' comes with nilearn: pip install nilearn")
     return pathlib.Path(spec.submodule_search_locations[0]) / "datasets" / "data"
 
 
@@ -67,7 +67,7 @@ DATASET = Dataset(
     classes=CLASSES,
     licence="ICBM 152 2009a symmetric, McConnell Brain Imaging Centre, free for any use with its "
     "notice",
-    source="The nilearn wheel: pip install 'spectral_jax[demo]'.",
+    source="The nilearn wheel: pip install nilearn.",
     test="the highest slab of slices",
     read=read,
     orientation="RPS",  # rows run from front to back

@@ -1,4 +1,4 @@
-"""Who goes where: splits that part no patient and no video."""
+"""Splits that keep a patient or video together."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
     Args:
       found: the cases.
       validation: share of the training groups that is held out where there is no validation split.
-      resplit: share all cases out anew, by group: a fifth to test, then `validation` of the rest.
+      resplit: split all cases again, by group: a fifth to test, then `validation` of the rest.
         This happens of itself if there is no test case at all.
 
     Returns:
       The splits, without empty ones, and notes for the user.
 
     Raises:
-      DataError: if a case is there twice, a group is in two splits, or there is too little.
+      DataError: if a case appears twice, a group is in two splits, or there is too little.
     """
     if not 0 <= validation < 1:
         raise DataError(f"validation={validation}: expected a share, from 0 up and below 1")
@@ -42,7 +42,7 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
             )
         if not unsplit:
             why = "as asked" if resplit else "the files of the published test split are not there"
-            notes.append(f"split anew, so that scores compare with nothing published: {why}")
+            notes.append(f"re-split; scores are not comparable with published ones: {why}")
     if anew or "validation" not in found.splits:
         splits["train"], splits["validation"] = hold_out(splits["train"], validation)
         if splits["validation"]:
@@ -71,14 +71,14 @@ def _draw(name: str) -> str:
 
 
 def check(splits: Mapping[str, Sequence[Case]]) -> None:
-    """Raises DataError if a case is there twice, or a group in two splits."""
+    """Raises DataError if a case appears twice, or a group in two splits."""
     cases: dict[str, Case] = {}
     groups: dict[str, tuple[str, Case]] = {}
     for split, members in splits.items():
         for case in members:
             if case.name in cases:
                 raise DataError(
-                    f"{case.files[0]}: case {case.name!r} is there twice, also as "
+                    f"{case.files[0]}: case {case.name!r} appears twice; also in "
                     f"{cases[case.name].files[0]}; cases must not repeat, least of all between "
                     "splits"
                 )
@@ -87,5 +87,6 @@ def check(splits: Mapping[str, Sequence[Case]]) -> None:
             if other != split:
                 raise DataError(
                     f"{case.files[0]}: {case.group!r} is in the {split} split and, as "
-                    f"{first.files[0]}, in the {other} split; no patient or video may be parted"
+                    f"{first.files[0]}, in the {other} split; keep each patient or "
+                    "video in one split"
                 )

@@ -1,6 +1,6 @@
 """Trains a network, evaluates its best checkpoint and writes a report.
 
-    python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
+    spectral-jax train --config=quickstart --workdir=runs/quickstart
 
 Any value of the configuration can be changed: --config.optim.learning_rate=0.1. The same command
 resumes where it was interrupted, and does nothing when all is done.
@@ -11,8 +11,8 @@ from absl import flags as absl_flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from experiments import flags
-from experiments.evaluate import evaluate_split, print_scores
+from spectral_jax.commands import flags
+from spectral_jax.commands.evaluate import evaluate_split, print_scores
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER
@@ -31,7 +31,7 @@ DRY_RUN = absl_flags.DEFINE_bool(
 )
 WORKDIR = flags.define_workdir(unless=DRY_RUN.name)
 MESH = absl_flags.DEFINE_string(
-    "mesh", "", "Devices to plan for with --dry_run, such as data:64,fsdp:4; none have to be there."
+    "mesh", "", "Devices to plan for with --dry_run, such as data:64,fsdp:4; they need not exist."
 )
 TOPOLOGY = absl_flags.DEFINE_string(
     "topology", "", "TPU slice to plan for with --dry_run, such as v5e:16x16; needs libtpu only."
@@ -40,8 +40,9 @@ SLICES = absl_flags.DEFINE_integer("slices", 1, "How many such slices, joined by
 PLAN = absl_flags.DEFINE_string("plan", "", "File for what --dry_run prints, as JSON.")
 CONFIG = config_flags.DEFINE_config_file(
     "config",
-    "experiments/configs/quickstart.py",
-    "File with the configuration.",
+    flags.config_file("quickstart"),
+    "The configuration: a name, such as quickstart, or a file. Any of its values is an option too: "
+    "--config.optim.learning_rate=0.1.",
     lock_config=False,
     accept_new_attributes=True,  # options of readers and models; parse_config knows the rest
 )
@@ -59,7 +60,9 @@ def dry_run(values: ConfigDict) -> None:
             mesh = {key: int(size) for key, size in (x.split(":") for x in MESH.value.split(","))}
             values.mesh.update(mesh)
         except (ValueError, KeyError) as error:
-            raise ConfigError(f"--mesh={MESH.value!r}: expected such as data:64,fsdp:4") from error
+            raise ConfigError(
+                f"--mesh={MESH.value!r}: expected a form like data:64,fsdp:4"
+            ) from error
     config = parse_config(values)
     count = max(config.mesh.data, 1) * config.mesh.fsdp if devices is None else len(devices)
     if devices is None:

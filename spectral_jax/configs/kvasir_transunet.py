@@ -1,10 +1,10 @@
 r"""TransUNet on polyps in colonoscopy (Kvasir-SEG).
 
-python -m experiments.train --config=experiments/configs/kvasir_transunet.py \
+spectral-jax train --config=kvasir_transunet \
     --config.data.root=FOLDER --workdir=runs/kvasir_transunet
 """
 
-from experiments.configs._transunet import transunet_recipe
+from spectral_jax.configs._transunet import transunet_recipe
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Trains every arm of a study on every seed, measures each run, and writes one page.
 
-    python -m experiments.study --study=experiments/studies/heart.py \
+    spectral-jax study --study=experiments/studies/heart.py \
         --raw=acdc=ACDC_png,sunnybrook=Sunnybrook --workdir=studies/heart \
         --results=experiments/results/heart
 
@@ -30,9 +30,8 @@ from typing import Any, NamedTuple
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from experiments import flags
-from experiments.studies.design import Study
 from spectral_jax import allocator
+from spectral_jax.commands import flags
 from spectral_jax.data.datasets.summary import CHECKSUMS_FILE, PREPARE_AGAIN, SUMMARY_FILE
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.analysis import analyse_errors
@@ -45,6 +44,7 @@ from spectral_jax.files import read_json, write_json
 from spectral_jax.lock import only_writer
 from spectral_jax.reporting import write_study_report
 from spectral_jax.studies import records, registration
+from spectral_jax.studies.design import Study
 from spectral_jax.studies.registration import Registration
 from spectral_jax.studies.results import STUDY_FILE, collect
 from spectral_jax.training import logging, run
@@ -122,7 +122,7 @@ class RunsFailed(ValueError):
 def load_study(file: str) -> Study:
     """What `get_study` of a file returns."""
     if not pathlib.Path(file).is_file():
-        raise ConfigError(f"--study={file}: no such file; those that come along are in {STUDIES}")
+        raise ConfigError(f"--study={file}: no such file; ours are in {STUDIES}")
     return runpy.run_path(file)["get_study"]()
 
 

@@ -1,8 +1,8 @@
 r"""UNet on polyps in colonoscopy (Kvasir-SEG), to be tested on CVC-ClinicDB too.
 
-python -m experiments.train --config=experiments/configs/kvasir_unet.py \
+spectral-jax train --config=kvasir_unet \
     --config.data.root=Kvasir-SEG --workdir=runs/kvasir_unet
-python -m experiments.evaluate --workdir=runs/kvasir_unet --on=kvasir_seg,cvc_clinicdb=CVC-ClinicDB
+spectral-jax evaluate --workdir=runs/kvasir_unet --on=kvasir_seg,cvc_clinicdb=CVC-ClinicDB
 """
 
 from spectral_jax.training.config import default_config

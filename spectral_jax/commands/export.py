@@ -1,13 +1,13 @@
 """Writes a trained network as files that need neither this package nor its training code.
 
-    python -m experiments.export --workdir=runs/kvasir_unet --output=exported
-    python -m experiments.export --workdir=runs/kvasir_unet --output=exported --format=onnx
+    spectral-jax export --workdir=runs/kvasir_unet --output=exported
+    spectral-jax export --workdir=runs/kvasir_unet --output=exported --format=onnx
 
 `model.jax` is the network with its weights, for `jax.export.deserialize`; `model.json` says what to
 give it and what comes out; `README.md` is a model card, with the lines that load it. ONNX needs a
 converter, which asks for an older orbax but does not use it here:
 
-    pip install 'spectral_jax[onnx]' && pip install --no-deps jax2onnx
+    pip install onnx onnx-ir onnxruntime dm-pix equinox && pip install --no-deps jax2onnx
 
 What is written gave the network's probabilities on random images; else the command fails.
 """
@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from spectral_jax.commands import flags
 from spectral_jax.evaluation.export import PLATFORMS, write_bundle
 from spectral_jax.lock import only_writer
 from spectral_jax.training import run

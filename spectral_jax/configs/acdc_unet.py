@@ -3,7 +3,7 @@ r"""UNet on cardiac cine MRI (ACDC): right ventricle, myocardium, left ventricle
 `data.root` holds `train`, `val` and `test`, each with `images` and `masks` of slices named
 `<patient>_<frame>_slice_<number>`; the slices of a patient's frame are scored as a volume.
 
-python -m experiments.train --config=experiments/configs/acdc_unet.py --config.data.root=ACDC_png \
+spectral-jax train --config=acdc_unet --config.data.root=ACDC_png \
     --workdir=runs/acdc_unet
 """
 

@@ -1,6 +1,6 @@
 """Your own pictures and masks; see `spectral_jax/data/datasets/folder.py` for the layout.
 
-python -m experiments.train --config=experiments/configs/folder.py --config.data.root=MY_PICTURES \
+spectral-jax train --config=folder --config.data.root=MY_PICTURES \
     --workdir=runs/mine
 
 For more than two classes, write their names to MY_PICTURES/classes.txt (one a line, background

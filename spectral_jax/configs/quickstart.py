@@ -1,6 +1,6 @@
 """Grey and white matter in real MRI slices, in a few minutes on two CPU cores.
 
-python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
+spectral-jax train --config=quickstart --workdir=runs/quickstart
 """
 
 from spectral_jax.training.config import default_config

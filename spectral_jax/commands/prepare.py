@@ -1,12 +1,12 @@
-"""Prepares a data set from its raw files, once; training does so by itself where it is not done.
+"""Prepares a data set from its raw files; training does this by itself if it is not done yet.
 
-    python -m experiments.prepare --list
-    python -m experiments.prepare --dataset=acdc --raw_dir=ACDC --data_dir=prepared
-    python -m experiments.prepare --dataset=glas --raw_dir=GlaS --option=part=A
+    spectral-jax prepare --list
+    spectral-jax prepare --dataset=acdc --raw_dir=ACDC --data_dir=prepared
+    spectral-jax prepare --dataset=glas --raw_dir=GlaS --option=part=A
 
 Beside the records lie `summary.json`, `SHA256SUMS` of the raw files (`sha256sum --check` in their
-folder) and `contact_sheet.png`, on which a person sees whether masks fit. `DATASETS.md` says how
-each set is to be had and laid out. It may be interrupted, and repeated.
+folder) and `contact_sheet.png`, which shows whether masks fit their images. `DATASETS.md` says
+how to obtain each set and lay out its files. Preparation can be interrupted and rerun.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from typing import Any
 from absl import app
 from absl import flags as absl_flags
 
-from experiments import flags
+from spectral_jax.commands import flags
 from spectral_jax.data.datasets import DATASETS, DataError, Dataset, prepare
 from spectral_jax.data.datasets.summary import (
     CHECKSUMS_FILE,

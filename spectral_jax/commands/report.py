@@ -1,21 +1,21 @@
-"""Writes the page of a run or of a study again: `report.html` in its folder, self-contained.
+"""Rebuilds the page of a run or of a study: `report.html` in its folder, self-contained.
 
-python -m experiments.report --workdir=runs/quickstart
-python -m experiments.report --workdir=experiments/results/heart
+spectral-jax report --workdir=runs/quickstart
+spectral-jax report --workdir=experiments/results/heart
 
 For a study, the table of findings in the README files of the repository follows.
 """
 
 import pathlib
 
-from experiments import flags
+from spectral_jax.commands import flags
 from spectral_jax.files import read_json, write_text
 from spectral_jax.reporting import write_report, write_study_report
 from spectral_jax.reporting.findings import findings, with_findings
 from spectral_jax.studies.registration import read_registration
 from spectral_jax.studies.results import STUDY_FILE, collect
 
-EXPERIMENTS = pathlib.Path(__file__).parent
+EXPERIMENTS = pathlib.Path("experiments")  # of a clone, if this is started in one
 RESULTS = EXPERIMENTS / "results"
 PAGES = (EXPERIMENTS.parent / "README.md", RESULTS / "README.md")
 

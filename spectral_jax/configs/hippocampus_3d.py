@@ -1,6 +1,6 @@
 r"""Three-dimensional UNet on the hippocampus of the Medical Segmentation Decathlon (task 4).
 
-python -m experiments.train --config=experiments/configs/hippocampus_3d.py \
+spectral-jax train --config=hippocampus_3d \
     --config.data.root=Task04_Hippocampus --workdir=runs/hippocampus_3d
 """
 

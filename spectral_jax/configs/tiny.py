@@ -1,6 +1,6 @@
 """A network and a data set small enough to try a change in seconds."""
 
-from experiments.configs import quickstart
+from spectral_jax.configs import quickstart
 
 
 def get_config():

@@ -1,7 +1,7 @@
 """Scores a trained network case by case, at the original size, in or out of distribution.
 
-    python -m experiments.evaluate --workdir=runs/quickstart
-    python -m experiments.evaluate --workdir=runs/kvasir_unet --on=kvasir_seg,cvc_clinicdb
+    spectral-jax evaluate --workdir=runs/quickstart
+    spectral-jax evaluate --workdir=runs/kvasir_unet --on=kvasir_seg,cvc_clinicdb
 
 Writes `evaluation/<data set>-<split>.json` in the run's folder and prints a table.
 """
@@ -12,14 +12,17 @@ from typing import Any
 from absl import flags as absl_flags
 from etils import epath
 
-from experiments import flags
 from spectral_jax import metrics
+from spectral_jax.commands import flags
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER, evaluate
 from spectral_jax.metrics import METRICS
 from spectral_jax.reporting.report import write_report
 from spectral_jax.training import distributed, run
+
+TERMINAL_COLUMNS = 100
+CELL_COLUMNS = 15
 
 
 def evaluate_split(
@@ -52,13 +55,15 @@ def print_scores(result: dict[str, Any]) -> None:
         f"\n{result['dataset']}, {result['split']} split, checkpoint of step "
         f"{result['checkpoint']['step']}; distances in {unit}, NSD within {tolerance}"
     )
-    print(" ".join([" " * width, *(f"{metric:>14}" for metric in METRICS)]))
-    for name, values in [*by_class.items(), ("mean", result["summary"])]:
-        cells = []
-        for metric in METRICS:
-            value = values[metric]
-            cells.append(f"{value['mean']:.4f} ({value['count']})".rjust(14))
-        print(" ".join([name.ljust(width), *cells]))
+    at_once = max(1, (TERMINAL_COLUMNS - width) // (CELL_COLUMNS + 1))
+    for first in range(0, len(METRICS), at_once):
+        shown = METRICS[first : first + at_once]
+        print(" ".join([" " * width, *(metric.rjust(CELL_COLUMNS) for metric in shown)]))
+        for name, values in [*by_class.items(), ("mean", result["summary"])]:
+            pairs = [(values[metric]["mean"], values[metric]["count"]) for metric in shown]
+            cells = [f"{mean:.4f} ({count})".rjust(CELL_COLUMNS) for mean, count in pairs]
+            print(" ".join([name.ljust(width), *cells]))
+        print()
     print("In brackets: the number of cases where the metric is defined.\n")
 
 

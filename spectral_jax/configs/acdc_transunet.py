@@ -1,10 +1,10 @@
 r"""TransUNet on cardiac cine MRI (ACDC).
 
-python -m experiments.train --config=experiments/configs/acdc_transunet.py \
+spectral-jax train --config=acdc_transunet \
     --config.data.root=FOLDER --workdir=runs/acdc_transunet
 """
 
-from experiments.configs._transunet import transunet_recipe
+from spectral_jax.configs._transunet import transunet_recipe
 
 
 def get_config():

@@ -1,10 +1,14 @@
 """What the commands share: their flags, and errors of the user's shown as one line."""
 
+import difflib
 import io
+import logging as standard_logging
 import os
 import pathlib
+import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,14 +17,17 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
+import spectral_jax
 from spectral_jax.training import distributed
 from spectral_jax.training.config import ConfigError
 from spectral_jax.training.distributed import Preempted
 from spectral_jax.training.loop import NonFiniteError
 
-# errors that are the user's to mend; anything else is ours and shows its traceback
+# errors the user can fix; anything else is ours and shows its traceback
 USER_ERRORS = (ConfigError, ValueError, OSError, NonFiniteError)
 EXIT_USER_ERROR = 2
+CONFIGS = pathlib.Path(spectral_jax.__file__).parent / "configs"
+HELP = ("--help", "-help", "--helpshort", "-h")
 EXIT_LOST_PROCESS = 3
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as programs that do not catch them
 EXIT_PREEMPTED = 128 + signal.SIGTERM
@@ -78,11 +85,31 @@ def path(flag: flags.FlagHolder[str]) -> epath.Path:
             f"--{flag.name}={flag.value}: expected a folder, or gs://, s3:// or az://"
         ) from error
     except ImportError as error:
-        extra = "'spectral_jax[gcs]'" if flag.value.startswith("gs://") else "s3fs or adlfs"
+        extra = "gcsfs" if flag.value.startswith("gs://") else "s3fs or adlfs"
         raise ConfigError(
             f"--{flag.name}={flag.value}: {error}; pip install {extra} reads and writes there"
         ) from error
     return folder
+
+
+def config_file(name: str) -> str:
+    """The file of a configuration, given by its name or as a path.
+
+    Raises:
+      ConfigError: if there is neither.
+    """
+    known = {file.stem: file for file in CONFIGS.glob("[a-z]*.py")}
+    path, *argument = name.split(":", 1)  # what follows a colon goes to the file's `get_config`
+    if path in known and not argument:
+        return str(known[path])
+    if not pathlib.Path(path).is_file():
+        near = difflib.get_close_matches(pathlib.Path(path).stem, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"--config={name}: no such file, and no configuration of that name{hint}\n"
+            f"These come with the package: {', '.join(sorted(known))}"
+        )
+    return name
 
 
 def run(main: Callable[[], None]) -> None:
@@ -96,7 +123,7 @@ def run(main: Callable[[], None]) -> None:
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
         keep_compiled_programs()
         end_at_second_interrupt()
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as `experiments` left it
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as `start_process` left it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             main()
@@ -120,6 +147,7 @@ def run(main: Callable[[], None]) -> None:
                 EXIT_LOST_PROCESS,
             )
 
+    show_remarks_plainly()
     app.run(guarded, flags_parser=_parse)
 
 
@@ -153,12 +181,62 @@ def end_at_second_interrupt() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if any(argument in HELP for argument in argv[1:]):
+        print(help_text())
+        sys.exit(0)
     try:
-        return app.parse_flags_with_usage(argv)
+        return app.parse_flags_with_usage([*map(_with_config_file, argv)])
+    except ConfigError as error:
+        print(f"ConfigError: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     except (AttributeError, KeyError) as error:  # from ml_collections, for an unknown key
         message = str(error.args[0]).replace("\n", " ")
         print(f"ConfigError: no such key in the configuration: {message}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _with_config_file(argument: str) -> str:
+    option = re.fullmatch(r"--?config=(.*)", argument)
+    return f"--config={config_file(option[1])}" if option else argument
+
+
+def help_text() -> str:
+    """What a command does, an example, and its options: first those that are required."""
+    options = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    required = [option for option in options if _is_required(option)]
+    optional = [x for x in options if x not in required]
+    text = sys.modules["__main__"].__doc__ or ""
+    for title, part in (("Required", required), ("Options", optional)):
+        lines = "".join(map(_describe, sorted(part, key=lambda option: option.name)))
+        text += f"\n{title}:\n{lines}" if part else ""
+    return text.strip("\n")
+
+
+def _is_required(option: flags.Flag) -> bool:
+    """Whether the option's value may not be None, all others being as they are without options."""
+    if option.default is not None:
+        return False
+    for rule in option.validators:
+        values = {name: flags.FLAGS[name].default for name in rule.get_flags_names()}
+        if not rule.checker(values if len(values) > 1 else None):
+            return True
+    return False
+
+
+def _describe(option: flags.Flag) -> str:
+    name = f"--[no]{option.name}" if option.boolean else f"--{option.name}"
+    values = getattr(option.parser, "enum_values", None)
+    default = option.default_as_str
+    facts = [f"one of {', '.join(values)}"] if values else []
+    if default not in (None, "''", "'false'"):
+        facts.append(f"default {default}")
+    text = " ".join([option.help, *([f"({'; '.join(facts)})"] if facts else [])])
+    return textwrap.fill(text, 98, initial_indent=f"  {name}  ", subsequent_indent=" " * 6) + "\n"
+
+
+def show_remarks_plainly() -> None:
+    """Shows what is logged as sentences, without level, date, thread and line."""
+    logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(message)s"))
 
 
 def keep_compiled_programs() -> None:

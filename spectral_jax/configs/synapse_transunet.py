@@ -1,10 +1,10 @@
 r"""TransUNet on organs in abdominal CT (Synapse, also called BTCV).
 
-python -m experiments.train --config=experiments/configs/synapse_transunet.py \
+spectral-jax train --config=synapse_transunet \
     --config.data.root=FOLDER --workdir=runs/synapse_transunet
 """
 
-from experiments.configs._transunet import transunet_recipe
+from spectral_jax.configs._transunet import transunet_recipe
 
 
 def get_config():

@@ -1,7 +1,7 @@
 r"""Segments your own files with a trained network.
 
-    python -m experiments.predict --workdir=runs/kvasir_unet --input=pictures --output=masks
-    python -m experiments.predict --workdir=runs/hippocampus_3d --input=a.nii.gz,b.nii.gz \
+    spectral-jax predict --workdir=runs/kvasir_unet --input=pictures --output=masks
+    spectral-jax predict --workdir=runs/hippocampus_3d --input=a.nii.gz,b.nii.gz \
         --output=masks --overlays
 
 Reads PNG, JPEG, TIFF, BMP and GIF pictures, NIfTI, HDF5 and npz (`image`, 0 ... 1), and DICOM
@@ -9,8 +9,8 @@ series; folders with all that is below them. Writes class numbers in the same fo
 geometry: PNG for a JPEG, a NIfTI file and a DICOM segmentation for a series. `summary.csv` has a
 row for each case with the volume in ml, or the area in mm2 or pixels, of each class.
 
-A file that is damaged, or that cannot be what the network was trained on, is named, and the others
-are done. Exit status: 0 when all were done, 4 when some were not, 2 when nothing could be begun.
+A file that is damaged, or cannot be what the network was trained on, is reported and skipped. Exit
+status: 0 if every case was done, 4 if some failed, 2 if nothing could start.
 """
 
 import collections
@@ -28,7 +28,7 @@ from absl import flags as absl_flags
 from PIL import Image
 from tqdm import tqdm
 
-from experiments import flags
+from spectral_jax.commands import flags
 from spectral_jax.data.datasets.files import plain
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import INTENSITIES, DataError
@@ -231,14 +231,14 @@ if __name__ == "__main__":
     TILES = absl_flags.DEFINE_bool(
         "tiles",
         False,
-        "Cut pictures larger than the training size into tiles of it, in the place of shrinking.",
+        "Cut pictures larger than the training size into tiles of it, instead of shrinking.",
     )
     THRESHOLD = flags.define_threshold()
     INTENSITY = absl_flags.DEFINE_enum(
         "intensity",
         None,
         list(INTENSITIES),
-        "How to scale intensities, where it is not as in the data set trained on.",
+        "How to scale intensities, if not as in the training data.",
     )
     BATCH_SIZE = absl_flags.DEFINE_integer(
         "batch_size", 8, "Slices or patches computed at once.", lower_bound=1
