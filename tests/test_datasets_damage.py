@@ -266,7 +266,7 @@ def test_wrong_options_and_roots_say_what_is_right(tmp_path):
         prepare(DATASETS["synapse"], root=tmp_path, data_dir=tmp_path, organs=9)
     with pytest.raises(DataError, match=r"--raw_dir=FOLDER.*\n.*Register"):
         prepare(DATASETS["acdc"], root=None, data_dir=tmp_path)
-    with pytest.raises(DataError, match=r"validation=1: expected a share"):
+    with pytest.raises(DataError, match=r"validation=1\.0: expected a share"):
         prepare(made_up(4), root=None, data_dir=tmp_path, validation=1)
 
 

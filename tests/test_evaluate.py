@@ -40,13 +40,13 @@ def test_distances_take_the_spacing_of_their_axis(tmp_path, monkeypatch, shape, 
     def labels(image):
         return spot(place + list(SHIFTS.values())[image.flat[0]])
 
-    monkeypatch.setattr(module, "Predictor", lambda trained: SimpleNamespace(labels=labels))
+    monkeypatch.setattr(module, "Predictor", lambda trained, **_: SimpleNamespace(labels=labels, threshold=0.5))
     groups = {name: name for name in expected}
     split = SimpleNamespace(
         info=INFO, name="test", cases=list(expected), groups=groups, volume=volume
     )
     workdir = epath.Path(tmp_path)
-    result = evaluate(SimpleNamespace(data=INFO, step=1), split, workdir)
+    result = evaluate(SimpleNamespace(data=INFO, step=1, labels=INFO.labels), split, workdir)
     assert result["distance_unit"] == "mm"
     for row in result["cases"]:
         assert row["hd95"] == row["assd"] == expected[row["case"]]

@@ -106,7 +106,7 @@ def _activation_map(
     def score(change):
         def add(call, args, kwargs, context):
             output = call(*args, **kwargs)
-            if context.module.path != (child,):
+            if context.module.path != (child,) or context.method_name != "__call__":
                 return output
             leaves, structure = jax.tree.flatten(output)
             leaves[position] = leaves[position] + change
