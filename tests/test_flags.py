@@ -37,6 +37,7 @@ def test_scores_fit_a_terminal(capsys):
             "split": "test",
             "checkpoint": {"step": 1},
             "distance_unit": "mm",
+            "nsd_tolerance": 2.0,
             "by_class": {"left ventricle": values},
             "summary": values,
         }
