@@ -185,7 +185,7 @@ def test_a_run_that_another_process_trains_is_refused(own, monkeypatch):
 
 def test_a_class_named_twice_is_refused(pictures, tmp_path):
     (pictures / "classes.txt").write_text("background\ndisc\ndisc")
-    with pytest.raises(DataError, match="'disc' is there twice"):
+    with pytest.raises(DataError, match="'disc' appears twice"):
         prepare(DATASETS["folder"], root=pictures, data_dir=tmp_path / "prepared")
 
 
