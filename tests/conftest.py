@@ -6,7 +6,7 @@ import pathlib
 from spectral_jax import allocator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.update(allocator.environment())  # of the workers, and of the commands that tests start
+os.environ.pop("LD_PRELOAD", None)  # of a worker, see below: commands restart, browsers crash
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -28,6 +28,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fuzz", type=int, default=60, help="damaged files of each kind that test_fuzz.py tries"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes():
+    os.environ.update(allocator.environment())  # workers are about to start
 
 
 def pytest_configure(config):

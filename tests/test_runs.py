@@ -403,7 +403,7 @@ def test_a_damaged_evaluation_is_named_by_the_report_and_made_again(own, content
     file = workdir / "evaluation" / "folder-test.json"
     file.write_bytes(content)
     assert not is_finished(workdir, "folder")
-    with pytest.raises(ValueError, match=r"folder-test\.json.*run experiments\.evaluate again"):
+    with pytest.raises(ValueError, match=r"folder-test\.json.*run spectral-jax evaluate again"):
         write_report(workdir)
 
 

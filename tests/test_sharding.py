@@ -136,7 +136,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(spatial, spectral):
 def test_misfits_are_named():
     with pytest.raises(ConfigError, match=r"mesh\.fsdp=3: there are 8 devices"):
         sharding.make_mesh(MeshConfig(fsdp=3))
-    with pytest.raises(ConfigError, match="above 0, or -1"):
+    with pytest.raises(ConfigError, match="expected at least 1, or -1"):
         MeshConfig(data=0)
     mesh = sharding.make_mesh(MeshConfig(fsdp=2))
     with pytest.raises(ConfigError, match=r"batch_size=24 in 2 parts .* a multiple of 16"):
