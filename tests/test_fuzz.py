@@ -259,6 +259,8 @@ def test_weights_hold_only_what_their_file_holds(numbers, tmp_path):
             continue
         array = read["w"]
         assert array.shape == tuple(size)
+        if not array.size:  # ndindex would list every index of the other axes
+            continue
         for index in np.ndindex(*size):
             place = offset[0] + sum(i * step for i, step in zip(index, stride, strict=True))
             assert array[index] == values[place]

@@ -169,7 +169,7 @@ OPEN_SPLIT = (
 )
 RESUME = (
     "from spectral_jax.training.logging import RunLog",
-    "RunLog(sys.argv[1], 10**9, 10**9).__exit__(None)",
+    "log = RunLog(sys.argv[1], 10**9, 10**9); log.open(); log.__exit__(None)",
 )
 REPORT = ("from spectral_jax.reporting import write_report", "write_report(sys.argv[1])")
 

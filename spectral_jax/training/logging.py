@@ -13,7 +13,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from spectral_jax.files import is_on_store, write_text
+from spectral_jax.files import is_on_store, written_whole
 from spectral_jax.training.distributed import is_first
 
 FILE = "metrics.jsonl"
@@ -54,11 +54,11 @@ class RunLog:
             return
         path = self._folder / FILE if self._writes else pathlib.Path(os.devnull)
         if self._writes and (self._workdir / FILE).exists():
-            # it will come again; the last line may be half-written
-            lines = (self._workdir / FILE).read_bytes().splitlines(keepends=True)
-            whole = (line for line in lines if line.endswith(b"\n"))
-            kept = [line.decode() for line in whole if _step(line) <= self._first_step]
-            write_text(path, "".join(kept))
+            # it will come again; the last line may be half-written; there may be a million
+            with (self._workdir / FILE).open("rb") as lines, written_whole(path) as new:
+                whole = (line for line in lines if line.endswith(b"\n"))
+                with new.open("wb") as file:
+                    file.writelines(line for line in whole if _step(line) <= self._first_step)
         self._file = path.open("a", encoding="utf-8")
         # its queue has no end, for a full one waits for a thread that a full disk has ended
         self._board = SummaryWriter(
