@@ -40,7 +40,8 @@ def test_distances_take_the_spacing_of_their_axis(tmp_path, monkeypatch, shape, 
     def labels(image):
         return spot(place + list(SHIFTS.values())[image.flat[0]])
 
-    monkeypatch.setattr(module, "Predictor", lambda trained, **_: SimpleNamespace(labels=labels, threshold=0.5))
+    predictor = SimpleNamespace(labels=labels, threshold=0.5)
+    monkeypatch.setattr(module, "Predictor", lambda trained, **_: predictor)
     groups = {name: name for name in expected}
     split = SimpleNamespace(
         info=INFO, name="test", cases=list(expected), groups=groups, volume=volume
