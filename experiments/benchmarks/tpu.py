@@ -17,7 +17,7 @@ from absl import app
 from experiments.benchmarks import timing
 from spectral_jax.files import read_json
 
-UNET_64 = "--config.model.options.widths=(64,128,256,512,1024)"
+UNET_64 = "--config.model.unet.widths=(64,128,256,512,1024)"
 NETWORKS = {
     "unet64": ("synapse_transunet", "--config.model.name=unet", UNET_64),
     "transunet": ("synapse_transunet",),
