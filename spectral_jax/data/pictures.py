@@ -409,8 +409,7 @@ def _check_two_levels(
             "is foreground. Make it black and white. Where a value marks what is not known, say "
             "which: --config.data.options.ignore_label=255. Where values or colours stand for "
             "classes, name them in classes.txt (data set folder), one a line and background first, "
-            "such as 'liver #00ff00' or "
-            "'border #808080'"
+            "such as 'liver #00ff00' or 'border #808080'"
         )
 
 
