@@ -422,7 +422,8 @@ def test_masks_without_a_class_are_remarked(label, remark, tmp_path):
 
 def test_sets_of_an_older_version_are_to_be_prepared_again(tmp_path):
     (tmp_path / "decathlon/raw-01234567/1.2.0").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"is not prepared like this by this version; run spectral-jax prepare --dataset"):
+    message = r"is not prepared like this by this version; run spectral-jax prepare --dataset"
+    with pytest.raises(DataError, match=message):
         find_prepared("decathlon", tmp_path, {})
 
 
