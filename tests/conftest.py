@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 from spectral_jax import allocator
 
@@ -16,6 +17,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false",
     ]
 )
+
+# a suite started in the background of a shell ignores Ctrl-C, and commands would inherit that
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import numpy as np

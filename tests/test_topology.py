@@ -75,7 +75,7 @@ def test_slices_that_do_not_exist_are_refused():
 
 def test_without_the_compiler_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'spectral_jax\[tpu\]'"):
+    with pytest.raises(ConfigError, match="pip install libtpu"):
         describe_slices("v5e:2x2")
 
 

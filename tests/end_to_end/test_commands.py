@@ -254,7 +254,7 @@ def test_a_plan_needs_no_folder_no_data_and_no_batch_that_fits(run_command, tmp_
 def test_mistakes_in_a_plan_are_named(run_command):
     for flag, message in (
         ("--topology=v5e", "expected one of v4, v5e"),
-        ("--mesh=data", "expected such as data:64,fsdp:4"),
+        ("--mesh=data", "expected a form like data:64,fsdp:4"),
     ):
         code, _, errors = run_command("train", "--dry_run", flag, f"--config={TINY}")
         assert code == 2
