@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_predict import trained
+from test_predictor import trained
 
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.analysis import (

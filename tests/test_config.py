@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from ml_collections import config_flags
 
+from spectral_jax.data.labels import Labels
 from spectral_jax.losses import PRESETS, harmonized_loss
 from spectral_jax.models import MODELS
+from spectral_jax.training.build import make_model
 from spectral_jax.training.config import Config, ConfigError, default_config, parse_config
-from spectral_jax.training.run import make_model
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "spectral_jax" / "configs").glob("[!_]*.py"))
 
@@ -102,12 +103,12 @@ def test_options_belong_to_their_network():
     values.model.name = "transunet"
     config = parse_config(values)
     assert config.model.options == {}
-    model = make_model(config, 2)
+    model = make_model(config, Labels(1))
     images = jax.ShapeDtypeStruct((1, 256, 256, 3), np.float32)
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     assert logits.shape == (1, 256, 256, 2)
     values.model.transunet.variant = "vit_b16"
-    assert make_model(parse_config(values), 2).variant == "vit_b16"
+    assert make_model(parse_config(values), Labels(1)).variant == "vit_b16"
 
 
 def test_options_are_kept_resolved():

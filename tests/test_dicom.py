@@ -16,10 +16,10 @@ highdicom = pytest.importorskip("highdicom", reason="DICOM needs the extra: [dic
 
 from pydicom.uid import generate_uid  # noqa: E402
 
-from spectral_jax.data.dicom import group_series  # noqa: E402
-from spectral_jax.data.formats import file_kind, read_scan  # noqa: E402
 from spectral_jax.data.volumes import DataError  # noqa: E402
-from spectral_jax.evaluation.inference import find_sources  # noqa: E402
+from spectral_jax.inference.cases import find_sources  # noqa: E402
+from spectral_jax.inference.dicom import group_series  # noqa: E402
+from spectral_jax.inference.formats import file_kind, read_scan  # noqa: E402
 
 CLASSES, COLORS = ("background", "one"), ("#000000", "#E69F00")
 SHAPE = (6, 7, 5)  # of the NIfTI file that a series is written from

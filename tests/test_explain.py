@@ -23,10 +23,10 @@ from spectral_jax.evaluation.explain import (
     rollout_map,
     to_image,
 )
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.models import build_model
 from spectral_jax.models.unet import ConvolutionBlock, UpConvolution
 from spectral_jax.training.config import parse_config
-from spectral_jax.training.run import TrainedModel
 
 KEY = jax.random.key(0)
 SIZE = 32

@@ -10,17 +10,19 @@ import jax
 import numpy as np
 import pytest
 
+from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo
-from spectral_jax.evaluation.export import (
+from spectral_jax.inference.export import (
     export_stablehlo,
     largest_difference,
     model_card,
     run_stablehlo,
     write_bundle,
 )
-from spectral_jax.evaluation.predict import apply_network
+from spectral_jax.inference.predictor import apply_network
+from spectral_jax.inference.trained import TrainedModel
+from spectral_jax.training.build import make_model
 from spectral_jax.training.config import parse_config
-from spectral_jax.training.run import TrainedModel, make_model
 
 TOLERANCE = 1e-5  # of probabilities; other fusions round otherwise
 NETWORKS = {
@@ -68,7 +70,7 @@ def trained(name, size, channels=3):
         intensity="identity",
         licence="research and education",
     )
-    model = make_model(config, 2)
+    model = make_model(config, Labels(1))
     images = np.zeros((1, size, size, channels), np.float32)
     variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
     return TrainedModel(config, info, model, variables, step=7)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from raw_data import DICOM_PATIENT
 
-from spectral_jax.data.dicom import group_series
-from spectral_jax.data.formats import file_kind, read_scan
 from spectral_jax.data.volumes import DataError
+from spectral_jax.inference.dicom import group_series
+from spectral_jax.inference.formats import file_kind, read_scan
 
 CLASSES = ("background", "one", "two")
 COLORS = ("#000000", "#E69F00", "#56B4E9")

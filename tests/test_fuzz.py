@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from raw_data import DICOM_PATIENT
-from test_inference import GREY, trained
+from test_inference_cases import GREY, trained
 from test_pretrained import Storage, Tensor, save_torch
 
 from spectral_jax import limits
 from spectral_jax.data.datasets import DATASETS
-from spectral_jax.evaluation.inference import Failure, find_sources, predict_sources
-from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.inference.cases import Failure, find_sources, predict_sources
+from spectral_jax.inference.predictor import Predictor
 from spectral_jax.models.pretrained import read_torch
 from spectral_jax.reporting import write_report
 from spectral_jax.training import run

@@ -11,9 +11,9 @@ from nibabel import orientations
 
 from spectral_jax.data import geometry
 from spectral_jax.data.datasets import files
-from spectral_jax.data.formats import read_scan
 from spectral_jax.data.geometry import AS_ACQUIRED, Grid, bring_label, common_orientation, turn_to
 from spectral_jax.data.volumes import DataError, mri_percentile
+from spectral_jax.inference.formats import read_scan
 
 STORED = ["".join(letters) for letters in itertools.product("RL", "AP", "SI")]
 STORED = ["".join(order) for letters in STORED for order in itertools.permutations(letters)]

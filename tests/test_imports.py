@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -9,20 +11,27 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "spectral_jax"
 FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
 
+# data flows down this list: a room imports from its own step no other, and from those above it
+ORDER = (
+    ("losses", "metrics", "models", "data"),
+    ("training",),
+    ("inference",),
+    ("evaluation",),
+)
+READERS = ("studies", "reporting")  # of files: they import no other room, and no jax
+ROOMS = {*(room for step in ORDER for room in step), *READERS, "configs", "commands"}
 MAY_IMPORT = {
-    "losses": {"losses"},
-    "metrics": {"metrics"},
-    "models": {"models"},
-    "data": {"data"},
-    "training": {"losses", "metrics", "models", "data", "training"},
-    "evaluation": {"losses", "metrics", "models", "data", "training", "evaluation"},
-    "studies": {"studies"},
-    "reporting": {"reporting"},
-    "configs": {"training", "configs"},
-    "commands": {
-        *("losses", "metrics", "models", "data", "training", "evaluation", "studies"),
-        *("reporting", "commands"),
+    **{
+        room: {room, *(above for step in ORDER[:number] for above in step)}
+        for number, step in enumerate(ORDER)
+        for room in step
     },
+    **{room: {room} for room in READERS},
+    "configs": {"training", "configs"},
+    "commands": ROOMS - {"configs"},
+    # modules beside the rooms serve all of them
+    "": set(),
+    "__main__": {"commands"},
 }
 HOMES = {
     "absl": ["spectral_jax/commands", "experiments/benchmarks"],
@@ -54,17 +63,36 @@ def test_imports_follow_the_rule(file):
     for name in found:
         if name.startswith("spectral_jax.") and place.parts[0] == "spectral_jax":
             part = name.split(".")[1]
-            if len(place.parts) > 2 and part in MAY_IMPORT:
-                assert part in MAY_IMPORT[place.parts[1]], f"{place} imports {name}"
+            room = place.parts[1] if len(place.parts) > 2 else place.stem
+            allowed = MAY_IMPORT.get(room, MAY_IMPORT[""])
+            assert part not in ROOMS or part in allowed, f"{place} imports {name}"
         if place.parts[0] == "spectral_jax":
             assert not name.startswith(("experiments", "launch")), f"{place} imports {name}"
         top = name.split(".")[0]
         if top in HOMES:
-            allowed = any(place.is_relative_to(home) for home in HOMES[top])
-            assert allowed, f"{place} imports {name}, whose home is {HOMES[top]}"
+            at_home = any(place.is_relative_to(home) for home in HOMES[top])
+            assert at_home, f"{place} imports {name}, whose home is {HOMES[top]}"
     if place.is_relative_to("spectral_jax/losses"):
         packages = {name.split(".")[0] for name in found}
         third_party = packages - LOSSES_MAY_USE
         assert third_party <= {"collections", "functools", "math", "typing"}, third_party
-    if place.is_relative_to("spectral_jax/reporting"):
-        assert not {name for name in found if name.split(".")[0] == "jax"}
+
+
+def test_every_folder_has_its_place_in_the_order():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == ROOMS
+
+
+def test_what_reads_files_needs_no_jax():
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for room in READERS
+        for file in (PACKAGE / room).glob("*.py")
+    ]
+    code = f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; "
+    code += "print([name for name in ('jax', 'flax', 'orbax', 'tensorflow_datasets') "
+    code += "if name in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "[]\n"

@@ -16,8 +16,8 @@ from spectral_jax.evaluation.interactions import (
     measure_interactions,
     middle_share,
 )
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.training.config import parse_config
-from spectral_jax.training.run import TrainedModel
 
 
 def table_game(table):

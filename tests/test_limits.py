@@ -15,8 +15,8 @@ from PIL import Image
 
 from spectral_jax import limits
 from spectral_jax.data import pictures, volumes
-from spectral_jax.data.formats import read_scan
 from spectral_jax.data.volumes import DataError
+from spectral_jax.inference.formats import read_scan
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from test_predict import trained
+from test_predictor import trained
 
 from spectral_jax.data.corruptions import corrupt
 from spectral_jax.data.sources import Split, resize_image
 from spectral_jax.evaluation.evaluate import evaluate, spread
-from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.evaluation.robustness import measure_robustness
+from spectral_jax.inference.predictor import Predictor
 
 CASES = 3
 

@@ -17,12 +17,15 @@ from spectral_jax.commands.train import is_finished
 from spectral_jax.configs import tiny
 from spectral_jax.data.datasets import DATASETS, Case, DataError, prepare
 from spectral_jax.data.datasets.builder import load
+from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import Split, TrainingSlices
+from spectral_jax.inference.trained import restore
 from spectral_jax.lock import LockedError, only_writer
 from spectral_jax.metrics import overlap
-from spectral_jax.reporting.report import write_report
+from spectral_jax.reporting.run_page import write_report
 from spectral_jax.studies.results import collect
 from spectral_jax.training import run, sharding
+from spectral_jax.training.build import build
 from spectral_jax.training.checkpoint import CheckpointError
 from spectral_jax.training.config import Config, ConfigError, parse_config
 from spectral_jax.training.loop import NonFiniteError, Validator, train
@@ -255,7 +258,7 @@ def test_the_best_checkpoint_survives_later_worse_ones(config, tmp_path, monkeyp
     config = changed(config, "train", epochs=6.0, validate_every=2.0, save_every_steps=3)
     train(config, tmp_path / "run")
     assert steps(tmp_path / "run") == [2, 4, 6]
-    best, newest = (run.restore(tmp_path / "run", name) for name in ("best", "last"))
+    best, newest = (restore(tmp_path / "run", name) for name in ("best", "last"))
     assert (best.step, newest.step) == (2, 6)
     differ = jax.tree.map(
         lambda a, b: bool(np.any(a != b)), best.variables["params"], newest.variables["params"]
@@ -266,16 +269,13 @@ def test_the_best_checkpoint_survives_later_worse_ones(config, tmp_path, monkeyp
 def test_validation_counts_each_case_once(config):
     """Three cases in a batch of eight, which five repetitions fill up."""
     folder = run.prepare_data(config.data)
-    mesh = sharding.make_mesh(config.mesh)
-    model = run.make_model(config, 3)
-    make_state = run.state_maker(config, model, 1, total_steps=1)
-    layout = run.state_layout(make_state, mesh)
-    state = jax.jit(make_state, out_shardings=layout)(jax.random.key(3))
-    found = Validator(config, model, folder, layout).dice(state)
+    built = build(config, Labels(2), 1, sharding.make_mesh(config.mesh))
+    state = built.first_state(jax.random.key(3))
+    found = Validator(config, built, folder).dice(state)
 
     examples = TrainingSlices(Split(folder, "validation"), 32)
     images = np.stack([examples[index]["image"] for index in range(3)]).astype(np.float32) / 255
-    predicted = np.asarray(model.apply(state.variables, images, train=False)).argmax(-1)
+    predicted = np.asarray(built.model.apply(state.variables, images, train=False)).argmax(-1)
     of_cases = np.stack(
         [
             overlap.dice(overlap.overlap_counts(one, examples[index]["label"], 3))
@@ -389,7 +389,7 @@ def test_a_damaged_file_of_a_run_is_one_error_with_its_name(own, name, content):
         if (workdir / name).is_dir():
             (workdir / name).rmtree()
         (workdir / name).write_bytes(content)
-    for read in (lambda: run.restore(workdir), lambda: train(config, workdir)):
+    for read in (lambda: restore(workdir), lambda: train(config, workdir)):
         with pytest.raises((ConfigError, ValueError, CheckpointError), match=name) as error:
             read()
         assert "\n" not in str(error.value).strip()
@@ -471,7 +471,7 @@ def test_paths_with_spaces_newlines_and_emoji(config, pictures, tmp_path):
     config = changed(config, "data", root=str(raw), data_dir=str(tmp_path / name / "prepared"))
     workdir = epath.Path(tmp_path) / name / "run"
     assert train(config, workdir)
-    assert run.restore(workdir, "last").step == 2
+    assert restore(workdir, "last").step == 2
     assert not train(config, workdir)
     assert write_report(workdir).exists()
 

@@ -10,7 +10,8 @@ import pytest
 from spectral_jax.configs import kvasir_transunet, kvasir_unet, tiny
 from spectral_jax.data.labels import Labels
 from spectral_jax.losses.harmonized import SPECTRAL
-from spectral_jax.training import run, sharding
+from spectral_jax.training import sharding
+from spectral_jax.training.build import build
 from spectral_jax.training.config import ConfigError, MeshConfig, parse_config
 from spectral_jax.training.objective import make_objective
 from spectral_jax.training.plan import bytes_per_device, make_plan
@@ -36,15 +37,14 @@ def make_config(**changes):
 def run_steps(config, count=3, dtype=jnp.float32):
     """The state and the losses after a few steps on made-up pictures, all from the same start."""
     mesh = sharding.make_mesh(config.mesh)
-    model = run.make_model(config, 3).clone(dtype=dtype)
-    make_float32 = run.state_maker(config, model, 1, total_steps=count)
+    built = build(config, Labels(2), 1, mesh, total_steps=count)
+    model, layout = built.model.clone(dtype=dtype), built.layout
 
     def make_state(key):
         return jax.tree.map(
-            lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, make_float32(key)
+            lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, built.make_state(key)
         )
 
-    layout = run.state_layout(make_state, mesh)
     step = make_train_step(model, config, count, layout, make_objective(config, Labels(2)))
     # drawn on one device: a sharded draw may differ in the last bit
     state = jax.device_put(jax.jit(make_state)(jax.random.key(0)), layout)
@@ -89,12 +89,10 @@ def test_four_devices_hold_a_quarter_each(configuration):
     values = configuration.get_config()
     values.optim.ema_decay = 0.99
     config = parse_config(values)
-    make_state = run.state_maker(config, run.make_model(config, 2), 3, total_steps=1)
-    state = jax.eval_shape(make_state, jax.random.key(0))
-    together = sharding.split_parameters(state, sharding.make_mesh(MeshConfig()))
-    split = sharding.split_parameters(state, sharding.make_mesh(MeshConfig(fsdp=4)))
+    meshes = [sharding.make_mesh(MeshConfig(fsdp=fsdp)) for fsdp in (4, 1)]
+    both = [build(config, Labels(1), 3, mesh) for mesh in meshes]
     for part in ("params", "opt_state", "ema_params"):
-        of = [bytes_per_device(getattr(state, part), getattr(x, part)) for x in (split, together)]
+        of = [bytes_per_device(getattr(x.shapes, part), getattr(x.layout, part)) for x in both]
         assert of[0] / of[1] == pytest.approx(0.25, abs=0.01)
 
 

@@ -17,8 +17,10 @@ from spectral_jax.configs import tiny
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import Split, TrainingSlices
 from spectral_jax.data.volumes import DataError
-from spectral_jax.evaluation.predict import Predictor
-from spectral_jax.training import distributed, run, sharding
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import restore
+from spectral_jax.training import distributed, sharding
+from spectral_jax.training.build import build
 from spectral_jax.training.checkpoint import CheckpointError, Checkpoints
 from spectral_jax.training.config import ConfigError, MeshConfig, parse_config
 from spectral_jax.training.distributed import Preempted
@@ -49,12 +51,9 @@ def lines(workdir):
 
 def last_state(workdir, config):
     """Every array of the newest checkpoint."""
-    model = run.make_model(config, 3)
-    make_state = run.state_maker(config, model, 1, total_steps=1)
+    built = build(config, Labels(2), 1, sharding.make_mesh(config.mesh))
     with Checkpoints(workdir) as checkpoints:
-        like = jax.eval_shape(make_state, jax.random.key(0))
-        layout = run.state_layout(make_state, sharding.make_mesh(config.mesh))
-        return checkpoints.restore(checkpoints.last_step, like, layout)
+        return checkpoints.restore(checkpoints.last_step, built.shapes, built.layout)
 
 
 def assert_equal_states(ours, theirs):
@@ -71,13 +70,8 @@ def one_batch(mni152):
 @pytest.mark.parametrize("spectral", ["paper", "midband", "none", "matthews"])
 def test_the_loss_of_one_batch_falls(config, one_batch, spectral):
     config = changed(config, "objective", spectral=spectral, ramp=0.0)
-    mesh = sharding.make_mesh(config.mesh)
-    model = run.make_model(config, 3)
-    make_state = run.state_maker(config, model, 1, total_steps=40)
-    layout = run.state_layout(make_state, mesh)
-    step = make_train_step(model, config, 40, layout, make_objective(config, Labels(2)))
-    state = jax.jit(make_state, out_shardings=layout)(jax.random.key(0))
-    batch = sharding.place_batch(one_batch, mesh)
+    step, state = make_step(config, 40)
+    batch = sharding.place_batch(one_batch, sharding.make_mesh(config.mesh))
     losses = []
     for _ in range(40):
         state, metrics = step(state, batch)
@@ -108,7 +102,7 @@ def test_a_run_writes_what_it_should_and_a_finished_one_is_left_alone(config, tm
 
 def test_validation_dice_is_that_of_the_count_step(config, mni152, tmp_path):
     train(config, tmp_path / "run")
-    trained = run.restore(tmp_path / "run", "last")
+    trained = restore(tmp_path / "run", "last")
     logged = [x for x in lines(tmp_path / "run") if x["kind"] == "validation"][-1]
     slices = TrainingSlices(Split(mni152, "validation"), 32)
     images = np.stack([slices[i]["image"] for i in range(len(slices))])
@@ -121,11 +115,9 @@ def test_validation_dice_is_that_of_the_count_step(config, mni152, tmp_path):
     ]  # fmt: skip
     assert logged["dice"] == pytest.approx(np.mean(dice), abs=1e-6)
     batch = {"image": images, "label": labels}
-    make_state = run.state_maker(config, trained.model, 1, total_steps=1)
     one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
-    count_step = make_count_step(
-        trained.model, run.state_layout(make_state, one_device), Labels(2), "softmax"
-    )
+    layout = build(config, Labels(2), 1, one_device).layout
+    count_step = make_count_step(trained.model, layout, Labels(2), "softmax")
     overlap, true, marked = count_step(trained.variables, batch)
     for number in (1, 2):
         t, p = labels == number, predicted == number
@@ -251,16 +243,15 @@ def test_misfits_are_named_before_anything_is_written(config, tmp_path):
         train(changed(config, "model", options={"width": (4,)}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="holds no run"):
-        run.restore(tmp_path / "run")
+        restore(tmp_path / "run")
 
 
 def make_step(config, total_steps):
     """The compiled step of a configuration and its first state."""
-    model = run.make_model(config, 3)
-    make_state = run.state_maker(config, model, 1, total_steps=total_steps)
-    layout = run.state_layout(make_state, sharding.make_mesh(config.mesh))
-    step = make_train_step(model, config, total_steps, layout, make_objective(config, Labels(2)))
-    return step, jax.jit(make_state, out_shardings=layout)(jax.random.key(0))
+    built = build(config, Labels(2), 1, sharding.make_mesh(config.mesh), total_steps)
+    objective = make_objective(config, Labels(2))
+    step = make_train_step(built.model, config, total_steps, built.layout, objective)
+    return step, built.first_state(jax.random.key(0))
 
 
 def test_the_weight_rises_over_the_ramp_in_the_loss_and_in_its_gradient(config, one_batch):
@@ -328,7 +319,7 @@ def test_the_mean_of_parameters_is_what_is_evaluated(config, tmp_path):
     state = last_state(tmp_path / "run", config)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.params, state.ema_params)
     assert any(jax.tree.leaves(moved))
-    assert_equal_states(run.restore(tmp_path / "run", "last").variables["params"], state.ema_params)
+    assert_equal_states(restore(tmp_path / "run", "last").variables["params"], state.ema_params)
 
 
 def test_the_stop_signal_is_put_back():

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from raw_data import write_series
 from test_geometry import stored_as
-from test_inference import GREY, trained
+from test_inference_cases import GREY, trained
 
 from spectral_jax.data.datasets import DATASETS, prepare
 from spectral_jax.data.datasets.builder import find_prepared
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.data.volumes import DataError, ct_window, mri_percentile
 from spectral_jax.evaluation.evaluate import MatchedCases
-from spectral_jax.evaluation.inference import find_sources, predict_sources
-from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.inference.cases import find_sources, predict_sources
+from spectral_jax.inference.predictor import Predictor
 
 CASES = ("a", "b", "c")
 AFFINE = np.array([[1.0, 0, 0, 3], [0, 1, 0, -4], [0, 0, 1, 5], [0, 0, 0, 1]])
@@ -502,7 +502,7 @@ def test_a_set_in_other_axes_is_evaluated_as_the_network_sees(tmp_path):
 def test_the_template_itself_is_predicted_as_it_is_trained(mni152, tmp_path):
     """Its slices run from front to back, its file's from back to front."""
     from spectral_jax.data.datasets import mni152 as template
-    from spectral_jax.data.formats import read_scan
+    from spectral_jax.inference.formats import read_scan
 
     split = Split(mni152, "test")
     file = template.template_folder() / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"

@@ -18,10 +18,11 @@ from PIL import Image
 from experiments.benchmarks import timing
 from spectral_jax.data.datasets import Case, Dataset, Found, Loaded, prepare
 from spectral_jax.data.sources import DatasetInfo
-from spectral_jax.evaluation.inference import Prediction, find_sources, predict_sources
-from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.inference.cases import Prediction, find_sources, predict_sources
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import TrainedModel
+from spectral_jax.training.build import make_model
 from spectral_jax.training.config import parse_config
-from spectral_jax.training.run import TrainedModel, make_model
 
 BATCH_SIZE = 8
 MEASURED = """
@@ -53,7 +54,7 @@ def tiles(quick: bool, repetitions: int) -> Iterator[timing.Result]:
     config = parse_config(
         {"data": {"image_size": size}, "model": {"name": "unet", "options": {"widths": widths}}}
     )
-    model = make_model(config, len(classes))
+    model = make_model(config, info.labels)
     variables = model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
     predictor = Predictor(TrainedModel(config, info, model, variables, 0), BATCH_SIZE, tiles=True)
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
@@ -160,7 +161,7 @@ def make_metrics(folder: pathlib.Path, count: int) -> None:
 
 
 FIND = (
-    "import pathlib\nfrom spectral_jax.evaluation.inference import find_sources",
+    "import pathlib\nfrom spectral_jax.inference.cases import find_sources",
     "find_sources([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[1]) / 'out')",
 )
 OPEN_SPLIT = (

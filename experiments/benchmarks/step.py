@@ -17,7 +17,8 @@ from scipy import ndimage
 from experiments.benchmarks import timing
 from spectral_jax.data.labels import Labels
 from spectral_jax.models import compiler_options
-from spectral_jax.training import run, sharding
+from spectral_jax.training import sharding
+from spectral_jax.training.build import build
 from spectral_jax.training.config import MeshConfig, default_config, parse_config
 from spectral_jax.training.objective import make_objective
 from spectral_jax.training.step import make_train_step
@@ -76,20 +77,19 @@ class Ours:
         for key in ("affine_probability", "contrast", "brightness", "gamma"):
             setattr(values.augment, key, 0.0)
         config = parse_config(values)
-        model = run.make_model(config, case.classes)
-        make_state = run.state_maker(config, model, 1, 1000)
+        labels = Labels(case.classes - 1)
         mesh = sharding.make_mesh(MeshConfig())
-        layout = run.state_layout(make_state, mesh)
-        self.state = jax.jit(make_state, out_shardings=layout)(jax.random.key(0))
+        built = build(config, labels, 1, mesh, total_steps=1000)
+        self.state = built.first_state(jax.random.key(0))
         self.images = np.random.default_rng(1).random((batch, case.size, case.size, 1), np.float32)
         self.labels = blobs(batch, case.size, case.classes)
         self.batch = sharding.place_batch({"image": self.images, "label": self.labels}, mesh)
         step = make_train_step(
-            model, config, 1000, layout, make_objective(config, Labels(case.classes - 1))
+            built.model, config, 1000, built.layout, make_objective(config, labels)
         )
         self.program = step.lower(self.state, self.batch).compile()
         self.apply = jax.jit(
-            lambda variables, images: model.apply(variables, images, train=False),
+            lambda variables, images: built.model.apply(variables, images, train=False),
             compiler_options=compiler_options(),
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from spectral_jax.files import write_json
-from spectral_jax.training.run import versions
+from spectral_jax.versions import versions
 
 OUT = flags.DEFINE_string("out", "", "Folder for NAME.json; nothing is written without it.")
 QUICK = flags.DEFINE_bool("quick", False, "Tiny sizes, to see that everything runs.")

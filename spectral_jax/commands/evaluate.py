@@ -17,8 +17,9 @@ from spectral_jax.commands import flags
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER, evaluate
+from spectral_jax.inference.trained import restore
 from spectral_jax.metrics import METRICS
-from spectral_jax.reporting.report import write_report
+from spectral_jax.reporting.run_page import write_report
 from spectral_jax.training import distributed, run
 
 TERMINAL_COLUMNS = 100
@@ -37,7 +38,7 @@ def evaluate_split(
 
     What is to be called as the run's own data set has to be the same data.
     """
-    trained = run.restore(workdir, checkpoint)
+    trained = restore(workdir, checkpoint)
     cases = Split(data, split)
     if dataset == trained.data.name:
         run.check_data(workdir, cases.info)

@@ -17,15 +17,15 @@ import pathlib
 from absl import flags as absl_flags
 
 from spectral_jax.commands import flags
-from spectral_jax.evaluation.export import PLATFORMS, write_bundle
+from spectral_jax.inference.export import PLATFORMS, write_bundle
+from spectral_jax.inference.trained import restore
 from spectral_jax.lock import only_writer
-from spectral_jax.training import run
 
 
 def main() -> None:
     workdir = flags.path(WORKDIR)
     output = pathlib.Path(OUTPUT.value).expanduser()
-    trained = run.restore(workdir, CHECKPOINT.value)
+    trained = restore(workdir, CHECKPOINT.value)
     with only_writer(output):
         facts = write_bundle(
             trained,

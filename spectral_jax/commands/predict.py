@@ -32,14 +32,13 @@ from spectral_jax.commands import flags
 from spectral_jax.data.datasets.files import plain
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import INTENSITIES, DataError
-from spectral_jax.evaluation import inference
-from spectral_jax.evaluation.inference import Failure, Prediction
-from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.files import write_text, written_whole
+from spectral_jax.inference import cases
+from spectral_jax.inference.cases import Failure, Prediction
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import TrainedModel, restore
 from spectral_jax.lock import only_writer
 from spectral_jax.reporting import overlays
-from spectral_jax.training import run
-from spectral_jax.training.run import TrainedModel
 
 EXIT_SOME_FAILED = 4
 SECONDS_BETWEEN_LINES = 10
@@ -115,7 +114,7 @@ def describe(result: Prediction | Failure, output: pathlib.Path, trained: Traine
             raise DataError(result.reason)
         files = save(result, output, trained)
         row["output"] = ";".join(map(str, files if trained.labels.overlapping else files[:1]))
-        row["unit"], sizes = inference.measure(result, trained.labels)
+        row["unit"], sizes = cases.measure(result, trained.labels)
         names = trained.data.classes[1:]
         return row | {name: f"{size:g}" for name, size in zip(names, sizes, strict=True)}
     except DataError as error:
@@ -175,8 +174,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="pydicom")  # of files that break small rules
     paths = split_paths(INPUT.value)
     output = pathlib.Path(OUTPUT.value).expanduser()
-    sources = inference.find_sources(paths, output)
-    trained = run.restore(flags.path(WORKDIR), CHECKPOINT.value)
+    sources = cases.find_sources(paths, output)
+    trained = restore(flags.path(WORKDIR), CHECKPOINT.value)
     data = trained.data
     predictor = Predictor(
         trained,
@@ -186,7 +185,7 @@ def main() -> None:
         threshold=THRESHOLD.value,
     )
     progress = Progress(len(sources), predictor.inputs)
-    results = inference.predict_sources(
+    results = cases.predict_sources(
         predictor,
         data,
         sources,

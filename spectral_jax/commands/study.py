@@ -41,6 +41,7 @@ from spectral_jax.evaluation.explain import measure_explanations
 from spectral_jax.evaluation.interactions import measure_interactions
 from spectral_jax.evaluation.robustness import measure_robustness
 from spectral_jax.files import read_json, write_json
+from spectral_jax.inference.trained import TrainedModel, restore
 from spectral_jax.lock import only_writer
 from spectral_jax.reporting import write_study_report
 from spectral_jax.studies import records, registration
@@ -50,7 +51,6 @@ from spectral_jax.studies.results import STUDY_FILE, collect
 from spectral_jax.training import logging, run
 from spectral_jax.training.config import Config, ConfigError, parse_config
 from spectral_jax.training.loop import train
-from spectral_jax.training.run import TrainedModel
 
 STUDIES = "experiments/studies"
 GIBIBYTES_PER_RUN = 3
@@ -212,7 +212,7 @@ def perform(task: Run) -> None:
         train(task.config, task.folder)
         missing = [of for of in task.results() if not of.file.exists()]
         if missing:
-            trained = run.restore(task.folder)
+            trained = restore(task.folder)
         for result in missing:
             split = Split(result.data, result.split)
             options = task.measurements[result.kind]

@@ -17,7 +17,7 @@ from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER
 from spectral_jax.files import read_json, write_json
-from spectral_jax.reporting.report import REPORT_FILE, write_report
+from spectral_jax.reporting.run_page import REPORT_FILE, write_report
 from spectral_jax.training import distributed, run
 from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import ConfigError, DataConfig, parse_config

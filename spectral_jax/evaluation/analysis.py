@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax, write_result
-from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.metrics.overlap import confusion_matrix
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel
 
 FOLDER = "analysis"
 MISSED_RECALL = 0.1

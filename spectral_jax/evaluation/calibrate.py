@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax, spread, write_result
-from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.metrics.calibration import (
     BINS,
     Bins,
@@ -30,7 +31,6 @@ from spectral_jax.metrics.calibration import (
 )
 from spectral_jax.metrics.ranking import ranking_counts, recall_at_true_volume
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel
 
 FOLDER = "calibration"
 REGIONS = ("all", "dilated_union")

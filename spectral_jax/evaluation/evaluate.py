@@ -17,12 +17,12 @@ from spectral_jax.data.geometry import AS_ACQUIRED, Turn, turn_between, turned_s
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.pictures import fit_channels
 from spectral_jax.data.sources import DatasetInfo, Split, Volume
-from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.files import write_arrays, write_json
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.metrics import NSD_TOLERANCE, score_mask, summarise
 from spectral_jax.training import distributed, sharding
 from spectral_jax.training.config import MeshConfig
-from spectral_jax.training.run import TrainedModel
 
 FOLDER = "evaluation"
 

@@ -26,11 +26,11 @@ from tqdm import tqdm
 from spectral_jax.data.augment import to_unit_range
 from spectral_jax.data.sources import Split, resize_image, resize_label
 from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax
-from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.files import write_arrays, write_json
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.losses import activate
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel
 
 FOLDER = "explanation"
 METHODS = ("seg_grad_cam", "layer_cam")

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import write_result
 from spectral_jax.evaluation.explain import fullest_slices
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel
 
 FOLDER = "interactions"
 RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)

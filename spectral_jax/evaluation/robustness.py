@@ -15,10 +15,10 @@ from tqdm import tqdm
 from spectral_jax.data.corruptions import LEVELS, corrupt, for_modality, strength
 from spectral_jax.data.sources import Split, resize_image
 from spectral_jax.evaluation.evaluate import MatchedCases, spread, write_result
-from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.metrics import overlap, summarise
 from spectral_jax.training import distributed
-from spectral_jax.training.run import TrainedModel
 
 FOLDER = "robustness"
 METRICS = ("dice", "recall")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spectral_jax.files import read_json
-from spectral_jax.reporting.study import difference, markdown_table, verdict_words
+from spectral_jax.reporting.study_page import difference, markdown_table, verdict_words
 
 BEGIN, END = "<!-- findings, by experiments.report -->\n", "<!-- end of findings -->\n"
 HEAD = ("Study", "Comparison", "Difference, points", "Seeds, units", "Verdict")

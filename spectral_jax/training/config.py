@@ -411,6 +411,13 @@ def parse_config(values: ConfigDict | Mapping[str, Any]) -> Config:
     return Config(**parsed)
 
 
+def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as keyword arguments; JSON made lists of their tuples."""
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+    }
+
+
 def _own_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """The section of the network in which only the options of the chosen one are left."""
     known = [field.name for field in dataclasses.fields(ModelConfig)]

@@ -5,14 +5,13 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import linen as nn
 
 from spectral_jax.data import pipeline
 from spectral_jax.data.datasets.summary import read_class_share
@@ -20,6 +19,7 @@ from spectral_jax.data.sources import CutPatch, Split, TrainingSlices, TrainingV
 from spectral_jax.metrics import overlap
 from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.training import distributed, run, sharding
+from spectral_jax.training.build import Built, build
 from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import MANY, Config, ConfigError, DataConfig
 from spectral_jax.training.distributed import Preempted, Request
@@ -74,7 +74,6 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
     folder = run.prepare_data(config.data)
     split = Split(folder, "train")
-    model = run.make_model(config, run.channels_out(config, split.info))
     examples = make_examples(split, config.data)
     steps_per_epoch = len(examples) / config.train.batch_size
     total_steps = math.ceil(config.train.epochs * steps_per_epoch)
@@ -84,15 +83,14 @@ def _train(config: Config, workdir: epath.Path) -> bool:
             f"{config.train.batch_size} examples; expected at most {MANY}"
         )
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
-    make_state = run.state_maker(config, model, split.info.channels, total_steps)
-    layout = run.state_layout(make_state, mesh)
+    built = build(config, split.info.labels, split.info.channels, mesh, total_steps)
     objective = make_objective(config, split.info.labels, read_class_share(folder))
-    train_step = make_train_step(model, config, total_steps, layout, objective)
-    validator = Validator(config, model, folder, layout)
+    train_step = make_train_step(built.model, config, total_steps, built.layout, objective)
+    validator = Validator(config, built, folder)
 
     with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
         run.check_run(config, workdir, split.info, checkpoints.last_step)
-        state = initial_state(config, make_state, layout, checkpoints)
+        state = initial_state(config, built, checkpoints)
         first_step = int(state.step)
         if first_step == total_steps:
             run.claim_run(config, workdir, split.info, first_step)
@@ -174,27 +172,21 @@ def make_examples(split: Split, config: DataConfig) -> TrainingSlices | Training
     return TrainingSlices(split, config.image_size)
 
 
-def initial_state(
-    config: Config,
-    make_state: Callable[[jax.Array], TrainState],
-    layout: TrainState,
-    checkpoints: Checkpoints,
-) -> TrainState:
+def initial_state(config: Config, built: Built, checkpoints: Checkpoints) -> TrainState:
     """The last checkpoint; without one, random or pretrained parameters."""
-    key = jax.random.key(config.train.seed)
-    restored = checkpoints.restore_last(jax.eval_shape(make_state, key), layout)
+    restored = checkpoints.restore_last(built.shapes, built.layout)
     if restored is not None:
         return restored
-    state = jax.jit(make_state, out_shardings=layout)(key)
+    state = built.first_state(jax.random.key(config.train.seed))
     if config.model.pretrained:
         loaded = load_pretrained(
             config.model.pretrained, state.variables, skip_head=config.model.skip_head
         )
-        params = jax.device_put(loaded["params"], layout.params)
+        params = jax.device_put(loaded["params"], built.layout.params)
         state = dataclasses.replace(
             state,
             params=params,
-            batch_stats=jax.device_put(loaded["batch_stats"], layout.batch_stats),
+            batch_stats=jax.device_put(loaded["batch_stats"], built.layout.batch_stats),
             ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
         )
     return state
@@ -229,7 +221,7 @@ def check_finite(
 class Validator:
     """Dice of the validation split, as in training: of resized slices, or of volumes' middles."""
 
-    def __init__(self, config: Config, model: nn.Module, folder: pathlib.Path, layout: TrainState):
+    def __init__(self, config: Config, built: Built, folder: pathlib.Path):
         try:
             self._split: Split | None = Split(folder, "validation")
         except ValueError:
@@ -238,10 +230,10 @@ class Validator:
         self._examples = make_examples(self._split, config.data)
         self._cut_patch = CutPatch(config.data.patch_size) if config.data.patch_size else None
         self._batch_size = config.train.batch_size
-        self._mesh = sharding.mesh_of(layout)
+        self._mesh = sharding.mesh_of(built.layout)
         labels = self._split.info.labels
         activation = config.model.activation_for(labels.overlapping)
-        self._count_step = make_count_step(model, layout, labels, activation)
+        self._count_step = make_count_step(built.model, built.layout, labels, activation)
 
     @property
     def available(self) -> bool:

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.data.labels import Labels
-from spectral_jax.training import run, sharding
+from spectral_jax.training import sharding
+from spectral_jax.training.build import build
 from spectral_jax.training.config import Config, ConfigError
 from spectral_jax.training.objective import make_objective
 from spectral_jax.training.program import (
@@ -78,21 +79,18 @@ def make_plan(
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
-    sigmoid = config.model.activation_for(overlapping=False) == "sigmoid"
-    model = run.make_model(config, classes - 1 if sigmoid else classes)
-    make_state = run.state_maker(config, model, channels, total_steps=1000)
-    state = jax.eval_shape(make_state, jax.random.key(0))
-    layout = sharding.split_parameters(state, mesh)
+    labels = Labels(classes - 1)
+    built = build(config, labels, channels, mesh, total_steps=1000)
     equal = [1 / classes] * classes
-    objective = make_objective(config, Labels(classes - 1), equal)
-    step = make_train_step(model, config, 1000, layout, objective)
+    objective = make_objective(config, labels, equal)
+    step = make_train_step(built.model, config, 1000, built.layout, objective)
     shape = (config.train.batch_size, *config.data.example_size)
     split = sharding.split_batch(mesh)
     batch = {
         "image": jax.ShapeDtypeStruct((*shape, channels), jnp.uint8, sharding=split),
         "label": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split),
     }
-    lowered = step.lower(state, batch)
+    lowered = step.lower(built.shapes, batch)
     start = time.perf_counter()
     try:
         compiled: Any = lowered.compile()
@@ -103,8 +101,8 @@ def make_plan(
     text = compiled.as_text()
     return Plan(
         devices=mesh.size,
-        parameters=sum(array.size for array in jax.tree.leaves(state.params)),
-        state_bytes=bytes_per_device(state, layout),
+        parameters=sum(array.size for array in jax.tree.leaves(built.shapes.params)),
+        state_bytes=bytes_per_device(built.shapes, built.layout),
         memory_bytes=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes

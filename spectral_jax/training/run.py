@@ -1,40 +1,25 @@
-"""A run's folder: its configuration and versions, and what is built again from them."""
+"""A run's folder: its configuration, its versions and its data set."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
-import platform
-import subprocess
-from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
-from flax import linen as nn
-from jax.sharding import Mesh
 
-import spectral_jax
-from spectral_jax import allocator
 from spectral_jax.data import datasets
-from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.files import read_json, write_json
-from spectral_jax.losses.activation import Activation
-from spectral_jax.models import MODELS, build_model
-from spectral_jax.training import distributed, sharding
-from spectral_jax.training.checkpoint import Checkpoints
+from spectral_jax.training import distributed
 from spectral_jax.training.config import (
     Config,
     ConfigError,
     DataConfig,
-    MeshConfig,
+    as_keywords,
     parse_config,
 )
-from spectral_jax.training.optim import build_optimizer
-from spectral_jax.training.state import TrainState, create_state
+from spectral_jax.versions import versions
 
 CONFIG_FILE = "config.json"
 VERSIONS_FILE = "versions.json"
@@ -49,35 +34,6 @@ FREE_KEYS = (
 )
 # these too, where the run stopped at numbers that are not finite
 REMEDY_KEYS = ("optim.learning_rate", "optim.clip_norm")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """A network with the parameters of a checkpoint.
-
-    Attributes:
-      config: of the run.
-      data: what the network was trained on.
-      model: the module.
-      variables: what to apply it with.
-      step: of the checkpoint.
-    """
-
-    config: Config
-    data: DatasetInfo
-    model: nn.Module
-    variables: dict[str, Any]
-    step: int
-
-    @property
-    def activation(self) -> Activation:
-        """What makes probabilities of its logits."""
-        return self.config.model.activation_for(self.data.overlapping)
-
-    @property
-    def labels(self) -> Labels:
-        """How its predictions are to be read: with "sigmoid", classes may overlap."""
-        return Labels(len(self.data.classes) - 1, overlapping=self.activation == "sigmoid")
 
 
 def check_run(
@@ -233,7 +189,7 @@ def read_config(workdir: epath.Path) -> Config:
 def read_dataset_info(workdir: pathlib.Path) -> DatasetInfo:
     """What a run was trained on; what older runs did not store, the data set's entry says."""
     file = workdir / DATASET_FILE
-    values = _tuples(read_json(file, RESTORE))
+    values = as_keywords(read_json(file, RESTORE))
     try:
         data = DatasetInfo(**values)
         entry = datasets.DATASETS[data.name]
@@ -250,101 +206,12 @@ def read_dataset_info(workdir: pathlib.Path) -> DatasetInfo:
     )
 
 
-def state_maker(
-    config: Config, model: nn.Module, channels: int, total_steps: int
-) -> Callable[[jax.Array], TrainState]:
-    """The function from a key to a run's first state, for `jax.jit` or `jax.eval_shape`."""
-    optimizer = build_optimizer(config.optim, total_steps)
-    image_shape = (*config.data.example_size, channels)
-    ema = config.optim.ema_decay > 0
-    return lambda key: create_state(model, optimizer, key, image_shape, ema=ema)
-
-
-def state_layout(make_state: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
-    """The shardings of a run's state, as a state."""
-    return sharding.split_parameters(jax.eval_shape(make_state, jax.random.key(0)), mesh)
-
-
-def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
-    """Loads the network of a run.
-
-    Args:
-      workdir: the run's folder.
-      checkpoint: "best" (highest validation Dice) or "last".
-
-    Raises:
-      ConfigError: if there is no run, or no checkpoint yet.
-    """
-    config = read_config(workdir)
-    data = read_dataset_info(workdir)
-    model = make_model(config, channels_out(config, data))
-    make_state = state_maker(config, model, data.channels, total_steps=1)
-    with Checkpoints(workdir) as checkpoints:
-        step = {"best": checkpoints.best_step, "last": checkpoints.last_step}[checkpoint]
-        if step is None:
-            raise ConfigError(f"{workdir} holds no checkpoint yet; train first")
-        like = jax.eval_shape(make_state, jax.random.key(0))
-        everywhere = sharding.replicated(sharding.make_mesh(MeshConfig()))
-        state = checkpoints.restore(step, like, jax.tree.map(lambda _: everywhere, like))
-    # each process predicts on its own
-    state = jax.tree.map(lambda array: array.addressable_data(0), state)
-    return TrainedModel(config, data, model, state.variables, step)
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package, its revision, and what it ran on."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {
-        "spectral_jax": spectral_jax.__version__,
-        "revision": revision(),
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "allocator": allocator.name(),
-    }
-
-
-def revision() -> str:
-    """The commit of this package's own repository; of an installed package, what was installed."""
-    folder = pathlib.Path(spectral_jax.__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=True
-        ).stdout
-
-    try:
-        # installed packages may lie in a folder of somebody else's repository, which ignores them
-        git("ls-files", "--error-unmatch", "__init__.py")
-        return git("describe", "--always", "--dirty", "--abbrev=12").strip()
-    except (OSError, subprocess.CalledProcessError):
-        return _installed_revision()
-
-
-def _installed_revision() -> str:
-    try:
-        package = metadata.distribution("spectral_jax")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-    origin = json.loads(package.read_text("direct_url.json") or "{}")
-    if "vcs_info" in origin:  # pip install git+https://...
-        return origin["vcs_info"]["commit_id"][:12]
-    hashes = sorted(
-        f"{file} {file.hash.value}"
-        for file in package.files or ()
-        if file.parts[0] == "spectral_jax" and file.suffix != ".pyc" and file.hash
-    )
-    digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12]
-    return f"installed files sha256:{digest}" if hashes else "unknown"
-
-
 def prepare_data(config: DataConfig) -> pathlib.Path:
     """Prepares the data set, if it is not yet, and returns the folder of its records."""
     known = datasets.DATASETS
     if config.name not in known:
         raise ConfigError(f"config.data.name={config.name!r}: choose one of {sorted(known)}")
-    options = _tuples(config.options)
+    options = as_keywords(config.options)
     return datasets.prepare(
         known[config.name], root=config.root, data_dir=config.data_dir, **options
     )
@@ -365,34 +232,11 @@ def partner_data(config: DataConfig, name: str, root: str = "") -> pathlib.Path:
     if name == config.name and not options:
         if not root:
             return prepare_data(config)
-        options = _tuples(config.options)  # another folder of the same kind is read alike
+        options = as_keywords(config.options)  # another folder of the same kind is read alike
     data_dir = config.data_dir
     if root or not datasets.DATASETS[name].needs_root:
         return datasets.prepare(datasets.DATASETS[name], root=root, data_dir=data_dir, **options)
     return datasets.find_prepared(name, data_dir, options)
-
-
-def channels_out(config: Config, data: DatasetInfo) -> int:
-    """How many logits a pixel has: with "sigmoid" the background has none."""
-    sigmoid = config.model.activation_for(data.overlapping) == "sigmoid"
-    return len(data.classes) - 1 if sigmoid else len(data.classes)
-
-
-def make_model(config: Config, num_classes: int) -> nn.Module:
-    """The network that `config` describes."""
-    options = _tuples(config.model.options)
-    if config.model.bfloat16:
-        options["dtype"] = jnp.bfloat16
-    module = MODELS.get(config.model.name)
-    if module is not None and "image_size" in module.__dataclass_fields__:
-        options.setdefault("image_size", config.data.image_size)
-    return build_model(config.model.name, num_classes=num_classes, **options)
-
-
-def _tuples(values: Any) -> dict[str, Any]:
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,11 +19,12 @@ from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import Split, TrainingSlices
 from spectral_jax.evaluation.calibrate import measure_calibration
 from spectral_jax.evaluation.evaluate import evaluate
-from spectral_jax.evaluation.export import run_stablehlo, write_bundle
-from spectral_jax.evaluation.predict import Predictor
 from spectral_jax.evaluation.robustness import measure_robustness
+from spectral_jax.inference.export import run_stablehlo, write_bundle
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import restore
 from spectral_jax.metrics.surface import nsd, surface_distances
-from spectral_jax.reporting.report import write_report
+from spectral_jax.reporting.run_page import write_report
 from spectral_jax.training import run, sharding
 from spectral_jax.training.config import ConfigError, parse_config
 from spectral_jax.training.loop import train
@@ -40,7 +41,7 @@ def trained_run(values, workdir, steps):
     values.train.epochs = steps * values.train.batch_size / examples
     values.train.validate_every = values.train.epochs
     train(parse_config(values), workdir)
-    return run.restore(workdir, "last"), folder
+    return restore(workdir, "last"), folder
 
 
 def logged(workdir):

@@ -18,7 +18,7 @@ from PIL import Image
 from raw_data import link, write_series
 
 from spectral_jax.configs import hippocampus_3d, tiny
-from spectral_jax.training import run
+from spectral_jax.inference.trained import restore
 from spectral_jax.training.config import parse_config
 from spectral_jax.training.loop import train
 
@@ -332,7 +332,7 @@ def test_volumes_by_patches(shared_data, predict, tmp_path):
     code, errors, _ = predict(workdir, [file], tmp_path / "out")
     assert code == 0, errors
     assert nibabel.load(tmp_path / "out" / file.name).shape == nibabel.load(file).shape
-    assert run.restore(workdir).data.intensity == "mri_percentile"
+    assert restore(workdir).data.intensity == "mri_percentile"
 
 
 @pytest.mark.slow

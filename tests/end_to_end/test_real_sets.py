@@ -7,6 +7,7 @@ from test_datasets import SAMPLES
 from spectral_jax.configs import hippocampus_3d, tiny
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import evaluate
+from spectral_jax.inference.trained import restore
 from spectral_jax.training import run
 from spectral_jax.training.config import parse_config
 from spectral_jax.training.loop import train
@@ -23,7 +24,7 @@ def two_steps(values, workdir):
     values.train.epochs = 16 / examples
     config = parse_config(values)
     train(config, workdir)
-    trained = run.restore(workdir, "last")
+    trained = restore(workdir, "last")
     assert trained.step == 2
     return evaluate(trained, Split(folder, "test"), workdir, "last")
 

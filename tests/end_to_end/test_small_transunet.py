@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spectral_jax.configs import folder
-from spectral_jax.training import run
+from spectral_jax.inference.trained import restore
 from spectral_jax.training.config import parse_config
 from spectral_jax.training.loop import train
 
@@ -56,5 +56,5 @@ def test_its_loss_falls_on_acdc(few_slices, data_dir, tmp_path):
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses) == 30
     assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
-    trained = run.restore(tmp_path / "run", "last")
+    trained = restore(tmp_path / "run", "last")
     assert trained.model.num_layers == 2

@@ -87,7 +87,7 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
 
 def _render(evaluation_files: Sequence[str], **facts: Any) -> str:
     try:
-        return get_template("report.html").render(facts)
+        return get_template("run_page.html").render(facts)
     except (*DAMAGE, jinja2.UndefinedError) as error:  # a value of a type that has no place there
         files = ", ".join(("config.json", "versions.json", "metrics.jsonl", *evaluation_files))
         raise ValueError(

@@ -9,7 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_report import Page
+from test_run_page import Page
 
 from spectral_jax.reporting import write_study_report
 from spectral_jax.studies import records

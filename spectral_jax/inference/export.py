@@ -19,9 +19,9 @@ import numpy as np
 import spectral_jax
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.volumes import CT_WINDOW, MRI_PERCENTILES
-from spectral_jax.evaluation.predict import apply_network
 from spectral_jax.files import read_json, written_whole
-from spectral_jax.training.run import TrainedModel
+from spectral_jax.inference.predictor import apply_network
+from spectral_jax.inference.trained import TrainedModel
 
 STABLEHLO_FILE = "model.jax"
 ONNX_FILE = "model.onnx"

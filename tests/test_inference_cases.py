@@ -12,12 +12,11 @@ from PIL import Image, ImageOps
 
 from spectral_jax.commands.predict import split_paths
 from spectral_jax.data.datasets import DATASETS, prepare
-from spectral_jax.data.formats import Scan, read_scan
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo, Split
 from spectral_jax.data.volumes import DataError, ct_window, mri_percentile
 from spectral_jax.evaluation.evaluate import MatchedCases
-from spectral_jax.evaluation.inference import (
+from spectral_jax.inference.cases import (
     Failure,
     Prediction,
     Source,
@@ -26,9 +25,10 @@ from spectral_jax.evaluation.inference import (
     predict_sources,
     prepare_image,
 )
-from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.inference.formats import Scan, read_scan
+from spectral_jax.inference.predictor import Predictor
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.training.config import ConfigError, parse_config
-from spectral_jax.training.run import TrainedModel
 
 GREY = DatasetInfo(
     name="folder",

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float, UInt
 
 from spectral_jax.data.augment import to_unit_range
 from spectral_jax.data.sources import fit_patch, resize_image, resize_rows
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.losses.activation import Activation, activate
 from spectral_jax.models import compiler_options
+from spectral_jax.training.build import channels_out
 from spectral_jax.training.config import ConfigError
-from spectral_jax.training.run import TrainedModel, channels_out
 
 PATCH_OVERLAP = 1 / 2  # of volumes, as nnU-Net has
 TILE_OVERLAP = 1 / 8  # of pictures: 1.3 times their pixels, where a half would be four times
@@ -81,7 +82,7 @@ class Predictor:
             )
         self.threshold = None if self._softmax else threshold or 0.5
         self._labels = trained.labels
-        self.channels = channels_out(config, trained.data)
+        self.channels = channels_out(config, trained.data.labels)
         self._batch_size = batch_size
         # height and width, and depth where there is one
         axes = range(1, 1 + len(self._input_size)) if flips else ()

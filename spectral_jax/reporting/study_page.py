@@ -11,7 +11,7 @@ import numpy as np
 from spectral_jax.files import read_json, write_text
 from spectral_jax.reporting import study_charts
 from spectral_jax.reporting.charts import INK
-from spectral_jax.reporting.report import PALETTE, flatten, get_template
+from spectral_jax.reporting.run_page import PALETTE, flatten, get_template
 from spectral_jax.reporting.study_charts import Pen
 
 Values = Mapping[str, Any]
@@ -51,7 +51,7 @@ def write_study_report(study: str | os.PathLike[str]) -> pathlib.Path:
         "errors": _by_data_set(results, pens, _errors),
         "training": _learning(results, pens),
     }
-    page = get_template("study.html").render(
+    page = get_template("study_page.html").render(
         study=results["study"],
         results=results,
         pens={arm: pen._replace(color=_page_color(pen.color)) for arm, pen in pens.items()},

@@ -12,7 +12,7 @@ import pytest
 
 from spectral_jax.metrics import score_case, summarise
 from spectral_jax.reporting import overlays, write_report
-from spectral_jax.reporting.report import read_metrics
+from spectral_jax.reporting.run_page import read_metrics
 
 HOSTILE = '<script>alert("x")</script>'
 CLASSES = ["background", "left ventricle", HOSTILE]

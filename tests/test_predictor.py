@@ -8,11 +8,11 @@ import pytest
 from flax import linen as nn
 
 from spectral_jax.data.sources import CutPatch, DatasetInfo, Split
-from spectral_jax.evaluation import predict
 from spectral_jax.evaluation.evaluate import evaluate
-from spectral_jax.evaluation.predict import Predictor, gaussian_window, window_starts
+from spectral_jax.inference import predictor as module
+from spectral_jax.inference.predictor import Predictor, gaussian_window, window_starts
+from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.training.config import parse_config
-from spectral_jax.training.run import TrainedModel
 
 
 class Threshold(nn.Module):
@@ -72,7 +72,7 @@ def test_windows_overlap_by_half_and_the_middle_counts_most():
 
 @pytest.mark.parametrize("shape", [(2, 50, 70), (1, 8, 100), (3, 9, 8), (1, 100, 5)])
 def test_tiles_cover_a_picture_and_equal_seeing_it_whole(rng, shape, monkeypatch):
-    monkeypatch.setattr(predict, "PART_PIXELS", 300)  # rows come in several parts
+    monkeypatch.setattr(module, "PART_PIXELS", 300)  # rows come in several parts
     images = [rng.integers(0, 256, (*shape, 1)).astype(dtype) for dtype in (np.uint8, np.uint16)]
     predictor = Predictor(trained(image_size=8), batch_size=3, tiles=True)
     for image in images:
@@ -99,7 +99,7 @@ def test_large_slices_come_in_parts_of_rows(tiles, rng, monkeypatch):
     image = rng.integers(0, 256, (3, 40, 33, 1)).astype(np.uint8)
     predictor = Predictor(trained(image_size=16), batch_size=2, tiles=tiles)
     whole = list(predictor.rows([image]))
-    monkeypatch.setattr(predict, "PART_PIXELS", 100)
+    monkeypatch.setattr(module, "PART_PIXELS", 100)
     parts = list(predictor.rows([image]))
     assert max(map(len, parts)) == 3 < max(map(len, whole))
     np.testing.assert_allclose(np.concatenate(parts), np.concatenate(whole), atol=1e-5)

@@ -17,15 +17,16 @@ import numpy as np
 from jaxtyping import Float, UInt
 
 from spectral_jax import limits
-from spectral_jax.data import formats, pictures, volumes
+from spectral_jax.data import pictures, volumes
 from spectral_jax.data.datasets.files import plain, visible_files
-from spectral_jax.data.dicom import group_series
-from spectral_jax.data.formats import Scan
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.parallel import run_ahead
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import DataError
-from spectral_jax.evaluation.predict import Predictor
+from spectral_jax.inference import formats
+from spectral_jax.inference.dicom import group_series
+from spectral_jax.inference.formats import Scan
+from spectral_jax.inference.predictor import Predictor
 
 Progress = Callable[[str, int, int], None]  # told of a case, what is done, and of how much
 READ_AHEAD = 4  # cases, by as many threads

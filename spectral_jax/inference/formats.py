@@ -21,10 +21,11 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
-from spectral_jax.data import dicom, pictures, volumes
+from spectral_jax.data import pictures, volumes
 from spectral_jax.data.geometry import Grid, Turn, turn_to, turned_sides
 from spectral_jax.data.volumes import DataError, Spacing
 from spectral_jax.files import written_whole
+from spectral_jax.inference import dicom
 
 PICTURE_ENDINGS = pictures.ENDINGS
 NIFTI_ENDINGS = (".nii.gz", ".nii")

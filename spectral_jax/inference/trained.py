@@ -1,0 +1,70 @@
+"""A trained network, read from a run's folder."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+from flax import linen as nn
+
+from spectral_jax.data.labels import Labels
+from spectral_jax.data.sources import DatasetInfo
+from spectral_jax.losses.activation import Activation
+from spectral_jax.training import sharding
+from spectral_jax.training.build import build
+from spectral_jax.training.checkpoint import Checkpoints
+from spectral_jax.training.config import Config, ConfigError, MeshConfig
+from spectral_jax.training.run import read_config, read_dataset_info
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A network with the parameters of a checkpoint.
+
+    Attributes:
+      config: of the run.
+      data: what the network was trained on.
+      model: the module.
+      variables: what to apply it with.
+      step: of the checkpoint.
+    """
+
+    config: Config
+    data: DatasetInfo
+    model: nn.Module
+    variables: dict[str, Any]
+    step: int
+
+    @property
+    def activation(self) -> Activation:
+        """What makes probabilities of its logits."""
+        return self.config.model.activation_for(self.data.overlapping)
+
+    @property
+    def labels(self) -> Labels:
+        """How its predictions are to be read: with "sigmoid", classes may overlap."""
+        return Labels(len(self.data.classes) - 1, overlapping=self.activation == "sigmoid")
+
+
+def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
+    """Loads the network of a run.
+
+    Args:
+      workdir: the run's folder.
+      checkpoint: "best" (highest validation Dice) or "last".
+
+    Raises:
+      ConfigError: if there is no run, or no checkpoint yet.
+    """
+    config = read_config(workdir)
+    data = read_dataset_info(workdir)
+    mesh = sharding.make_mesh(MeshConfig())  # a copy on every device
+    built = build(config, data.labels, data.channels, mesh)
+    with Checkpoints(workdir) as checkpoints:
+        step = {"best": checkpoints.best_step, "last": checkpoints.last_step}[checkpoint]
+        if step is None:
+            raise ConfigError(f"{workdir} holds no checkpoint yet; train first")
+        state = checkpoints.restore(step, built.shapes, built.layout)
+    # each process predicts on its own
+    state = jax.tree.map(lambda array: array.addressable_data(0), state)
+    return TrainedModel(config, data, built.model, state.variables, step)
