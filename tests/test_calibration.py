@@ -8,7 +8,7 @@ from test_predictor import trained
 
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.calibrate import fit_temperature, measure_calibration
-from spectral_jax.evaluation.evaluate import MatchedCases
+from spectral_jax.evaluation.cases import MatchedCases
 from spectral_jax.metrics.calibration import (
     ace,
     brier,

@@ -15,7 +15,7 @@ from spectral_jax.data.datasets import DATASETS, prepare
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo, Split
 from spectral_jax.data.volumes import DataError, ct_window, mri_percentile
-from spectral_jax.evaluation.evaluate import MatchedCases
+from spectral_jax.evaluation.cases import MatchedCases
 from spectral_jax.inference.cases import (
     Failure,
     Prediction,

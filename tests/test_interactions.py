@@ -101,9 +101,14 @@ def test_evidence_is_the_mean_log_odds_of_the_true_pixels(rng):
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     odds = np.log(p / (1 - p))
     expected = [odds[:, truth == c, c].mean(1) for c in (0, 1)]
-    evidence = class_evidence(jnp.asarray(logits), jnp.asarray(truth))
+    masks = jnp.asarray(truth[..., None] == np.arange(3))
+    evidence = class_evidence(jnp.asarray(logits), masks)
     np.testing.assert_allclose(evidence[:, :2].T, expected, atol=1e-5)
     np.testing.assert_array_equal(evidence[:, 2], 0)
+    # a logit of "sigmoid" is its own log odds
+    evidence = class_evidence(jnp.asarray(logits), masks, "sigmoid")
+    alone = [logits[:, truth == c, c].mean(1) for c in (0, 1)]
+    np.testing.assert_allclose(evidence[:, :2].T, alone, atol=1e-5)
 
 
 def test_the_middle_share_is_an_area():

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from spectral_jax.metrics.ranking import ranking_counts, recall_at_true_volume
+from spectral_jax.metrics.ranking import (
+    rank_correlation,
+    ranking_counts,
+    recall_at_true_volume,
+)
 
 
 def test_it_is_what_sorting_finds_and_slices_add_up(rng):
@@ -35,3 +39,11 @@ def test_certain_voxels_are_ties_and_no_truth_is_undefined():
     assert recall_at_true_volume(counts) == 0.5
     assert recall_at_true_volume(ranking_counts(np.ones(4), truth)) == 0.5  # any order is as good
     assert np.isnan(recall_at_true_volume(ranking_counts(np.ones(4), np.zeros(4, bool))))
+
+
+def test_rank_correlation_is_of_the_pairs_that_are_defined():
+    found = rank_correlation([1, 2, np.nan, 4, 3], [1, 4, 0, 9, 10])
+    assert found["spearman"] == pytest.approx(0.8)
+    assert found["pairs"] == 4
+    assert np.isnan(rank_correlation([1, 2, np.nan], [1, 2, 3])["p_value"])
+    assert np.isnan(rank_correlation([1, 1, 1], [1, 2, 3])["spearman"])

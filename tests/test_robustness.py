@@ -8,7 +8,8 @@ from test_predictor import trained
 
 from spectral_jax.data.corruptions import corrupt
 from spectral_jax.data.sources import Split, resize_image
-from spectral_jax.evaluation.evaluate import evaluate, spread
+from spectral_jax.evaluation.cases import evenly_chosen
+from spectral_jax.evaluation.evaluate import evaluate
 from spectral_jax.evaluation.robustness import measure_robustness
 from spectral_jax.inference.predictor import Predictor
 
@@ -91,5 +92,5 @@ def test_mistakes_are_found_before_the_work(mni152, tmp_path):
 
 
 def test_cases_are_spread_evenly():
-    assert spread(list("abcdefg"), 3) == ["a", "d", "g"]
-    assert spread(list("ab"), None) == spread(list("ab"), 5) == ["a", "b"]
+    assert evenly_chosen(list("abcdefg"), 3) == ["a", "d", "g"]
+    assert evenly_chosen(list("ab"), None) == evenly_chosen(list("ab"), 5) == ["a", "b"]

@@ -15,7 +15,7 @@ from spectral_jax.data.datasets import DATASETS, prepare
 from spectral_jax.data.datasets.builder import find_prepared
 from spectral_jax.data.sources import Split, Volume
 from spectral_jax.data.volumes import DataError, ct_window, mri_percentile
-from spectral_jax.evaluation.evaluate import MatchedCases
+from spectral_jax.evaluation.cases import MatchedCases
 from spectral_jax.inference.cases import find_sources, predict_sources
 from spectral_jax.inference.predictor import Predictor
 

@@ -30,6 +30,8 @@ from tqdm import tqdm
 
 from spectral_jax.commands import flags
 from spectral_jax.data.datasets.files import plain
+from spectral_jax.data.labels import fullest_slice
+from spectral_jax.data.pictures import in_8_bits
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import INTENSITIES, DataError
 from spectral_jax.files import write_text, written_whole
@@ -98,12 +100,9 @@ def save(prediction: Prediction, output: pathlib.Path, trained: TrainedModel) ->
 
 def draw_overlay(prediction: Prediction, trained: TrainedModel) -> np.ndarray:
     """The slice with the most foreground, with its classes outlined."""
-    index = int((prediction.labels > 0).sum((1, 2)).argmax())
-    image = prediction.image[index]
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+    index = fullest_slice(prediction.labels)
     labels = trained.labels.topmost(prediction.labels[index])
-    return overlays.draw_labels(image, labels, trained.data.colors)
+    return overlays.draw_labels(in_8_bits(prediction.image[index]), labels, trained.data.colors)
 
 
 def describe(result: Prediction | Failure, output: pathlib.Path, trained: TrainedModel) -> dict:

@@ -123,3 +123,13 @@ def regions_table(
     if ignore_label is not None:
         table[ignore_label] = np.iinfo(labels.dtype).max
     return table
+
+
+def fullest_slice(*labels: UInt[np.ndarray, "depth height width"]) -> int:
+    """The slice where most pixels are foreground in any of some labels; the first of several.
+
+    >>> fullest_slice(np.array([[[0, 1]], [[2, 1]], [[1, 1]]], np.uint8))
+    1
+    """
+    foreground = np.any([of > 0 for of in labels], axis=0)
+    return int(foreground.sum((1, 2)).argmax())

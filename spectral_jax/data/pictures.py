@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Num, UInt, UInt8
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from scipy import ndimage
 
@@ -45,6 +45,11 @@ TURNED = (
 )
 TRANSPARENT = "transparent pixels are taken in the colour that is stored under them"
 DEEP_COLOUR = "16-bit colour is read with 8 bits"
+
+
+def in_8_bits(image: UInt[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """A uint8 or uint16 image to look at: of 16 bits the upper 8."""
+    return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
 
 
 @dataclasses.dataclass(frozen=True)

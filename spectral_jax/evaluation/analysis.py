@@ -5,24 +5,27 @@ picture has depth 1. They count; counts of cases, seeds and processes add up, an
 """
 
 import itertools
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage, stats
-from tqdm import tqdm
+from scipy import ndimage
 
 from spectral_jax.data.sources import Split, Volume
-from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax, write_result
+from spectral_jax.evaluation.cases import (
+    MatchedCases,
+    by_case,
+    require_softmax,
+    result_header,
+    write_result,
+)
 from spectral_jax.inference.predictor import Predictor
 from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.metrics.overlap import confusion_matrix
-from spectral_jax.training import distributed
+from spectral_jax.metrics.ranking import rank_correlation
 
 FOLDER = "analysis"
 MISSED_RECALL = 0.1
@@ -62,71 +65,53 @@ def analyse_errors(
 
     Raises:
       ValueError: where `MatchedCases` does.
+      Preempted: as `evaluate`.
     """
     start = time.perf_counter()
     require_softmax(trained, "analysis of errors")
     classes = trained.data.classes
     cases = MatchedCases(trained, split)
     predictor = Predictor(trained)
-    objects, properties, appearance = [], [], {}
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    near = np.zeros((len(classes), len(DISTANCE_EDGES_PX) + 1, 2), np.int64)
-    for name in _share(split.cases, split.name):
+
+    def look(name: str) -> dict[str, Any]:
+        objects, properties, near = [], [], []
         volume = cases.volume(name)
         prediction = cases.restrict(predictor.labels(volume.image), volume.valid)
         counted = ... if volume.valid is None else volume.valid
-        confusion += confusion_matrix(prediction[counted], volume.label[counted], len(classes))
+        confusion = confusion_matrix(prediction[counted], volume.label[counted], len(classes))
         for label in cases.scored:
             of_class = {"case": name, "class": classes[label]}
             truth, found = volume.label == label, prediction == label
             objects += [of_class | row for row in find_objects(found, truth, volume.spacing_mm)]
-            near[label] += misses_by_distance(found, truth)
+            near.append(misses_by_distance(found, truth).tolist())
             if truth.any():
                 properties.append(of_class | class_properties(volume, found, truth))
-        appearance[name] = describe_image(volume.image).tolist()
-    training = []
-    if reference_split is not None:
-        reference = MatchedCases(trained, reference_split)
-        for name in _share(reference_split.cases, reference_split.name):
-            training.append(describe_image(reference.volume(name).image).tolist())
-
-    # of several processes, each has its cases
-    parts = distributed.gather(
-        {
+        return {
             "objects": objects,
             "properties": properties,
-            "appearance": appearance,
+            "appearance": describe_image(volume.image).tolist(),
             "confusion": confusion.tolist(),
-            "near": near.tolist(),
-            "training": training,
+            "near": near,
         }
-    )
-    place = {name: position for position, name in enumerate(split.cases)}
-    objects, properties = (
-        sorted((row for part in parts for row in part[key]), key=lambda row: place[row["case"]])
-        for key in ("objects", "properties")
-    )
-    appearance = {name: row for part in parts for name, row in part["appearance"].items()}
-    confusion = np.sum([part["confusion"] for part in parts], axis=0)
-    near = np.sum([part["near"] for part in parts], axis=0)
-    training = [row for part in parts for row in part["training"]]
+
+    found = by_case(split.cases, look, f"{split.name} split")
+    objects = [row for of_case in found for row in of_case["objects"]]
+    properties = [row for of_case in found for row in of_case["properties"]]
+    confusion = np.sum([of_case["confusion"] for of_case in found], axis=0)
+    near = np.sum([of_case["near"] for of_case in found], axis=0)
 
     scored = [classes[label] for label in cases.scored]
     result: dict[str, Any] = {
-        "dataset": split.info.name,
-        "split": split.name,
-        "trained_on": trained.data.name,
-        "classes": classes,
+        **result_header(trained, split, checkpoint),
         "scored": scored,
-        "checkpoint": {"name": checkpoint, "step": trained.step},
         "objects": objects,
         "missed_object_rate": {
             name: summarise_objects([row for row in objects if row["class"] == name])
             for name in scored
         },
         "false_negatives": {
-            classes[label]: summarise_misses(label, confusion, near[label], classes)
-            for label in cases.scored
+            classes[label]: summarise_misses(label, confusion, of_class, classes)
+            for label, of_class in zip(cases.scored, near, strict=True)
         },
         "confusion": summarise_confusion(confusion, cases.scored),
         "intra_class": {
@@ -139,6 +124,15 @@ def analyse_errors(
         "distance_from_training": None,
     }
     if reference_split is not None:
+        reference = MatchedCases(trained, reference_split)
+        training = by_case(
+            reference_split.cases,
+            lambda name: describe_image(reference.volume(name).image).tolist(),
+            f"{reference_split.name} split",
+        )
+        appearance = {
+            name: of_case["appearance"] for name, of_case in zip(split.cases, found, strict=True)
+        }
         result["distance_from_training"] = {
             "reference": f"{reference_split.info.name}-{reference_split.name}",
             **compare_distances(appearance, training, properties),
@@ -241,14 +235,14 @@ def class_properties(
     at = np.argwhere(truth) * spacing
     offset = at - at.mean(axis=0)
     # a voxel has an extent itself: the variance of a uniform distribution
-    spread = np.linalg.eigvalsh(offset.T @ offset / len(at) + np.diag(spacing**2 / 12))
+    variances = np.linalg.eigvalsh(offset.T @ offset / len(at) + np.diag(spacing**2 / 12))
     grey = to_grey(volume.image)
     ring = (distance_in_slice(~truth) <= RING_PX) & ~truth
     inside = float(grey[truth].mean())
     return {
         "dice": float(2 * (found & truth).sum() / (found.sum() + truth.sum())),
         "size_px": int(truth.sum()),
-        "elongation": float(np.sqrt(spread[-1] / spread[-2])),
+        "elongation": float(np.sqrt(variances[-1] / variances[-2])),
         "mean_intensity": inside,
         "contrast": inside - float(grey[ring].mean()) if ring.any() else np.nan,
     }
@@ -398,24 +392,6 @@ def compare_distances(
     }
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """Spearman's correlation with its p, of the pairs that are defined.
-
-    Returns:
-      `spearman` and `p_value`, NaN for fewer than three pairs or where one never varies; `pairs`.
-    """
-    pairs = np.array([first, second], np.float64)
-    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-    if pairs.shape[1] < 3 or (np.ptp(pairs, axis=1) == 0).any():
-        return {"spearman": np.nan, "p_value": np.nan, "pairs": pairs.shape[1]}
-    found = stats.spearmanr(*pairs)
-    return {
-        "spearman": float(found.statistic),
-        "p_value": float(found.pvalue),
-        "pairs": pairs.shape[1],
-    }
-
-
 def _thirds(rows: list[dict[str, Any]], key: str) -> Iterator[list[dict[str, Any]]]:
     """The third of rows with the smallest, middle and largest values, where not empty."""
     ranked = sorted(rows, key=lambda row: row[key])
@@ -423,10 +399,3 @@ def _thirds(rows: list[dict[str, Any]], key: str) -> Iterator[list[dict[str, Any
     for low, high in itertools.pairwise(cuts):
         if high > low:
             yield ranked[low:high]
-
-
-def _share(names: Sequence[str], description: str) -> Iterable[str]:
-    """The cases that are this process's, with a progress bar."""
-    quiet = not (distributed.is_first() and sys.stderr.isatty())
-    mine = names[jax.process_index() :: jax.process_count()]
-    return tqdm(mine, unit="case", desc=description, disable=quiet)

@@ -1,18 +1,23 @@
 """Calibration of a trained network, before and after temperature scaling, in the run's folder."""
 
-import sys
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 from scipy import optimize
-from tqdm import tqdm
 
 from spectral_jax.data.sources import Split
-from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax, spread, write_result
+from spectral_jax.evaluation.cases import (
+    MatchedCases,
+    by_case,
+    evenly_chosen,
+    interruptible,
+    require_softmax,
+    result_header,
+    write_result,
+)
 from spectral_jax.inference.predictor import Predictor
 from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.metrics.calibration import (
@@ -30,7 +35,6 @@ from spectral_jax.metrics.calibration import (
     scale_temperature,
 )
 from spectral_jax.metrics.ranking import ranking_counts, recall_at_true_volume
-from spectral_jax.training import distributed
 
 FOLDER = "calibration"
 REGIONS = ("all", "dilated_union")
@@ -72,6 +76,7 @@ def measure_calibration(
 
     Raises:
       ValueError: for `max_cases` below 1, or as `evaluate`.
+      Preempted: as `evaluate`.
     """
     start = time.perf_counter()
     require_softmax(trained, "calibration")
@@ -79,20 +84,15 @@ def measure_calibration(
     predictor = Predictor(trained)
     # each process fits it alone, to the same bits
     fit_on = MatchedCases(trained, validation_split)
-    fit_cases = spread(validation_split.cases, max_cases)
+    fit_cases = evenly_chosen(validation_split.cases, max_cases)
     temperature = fit_temperature(*_validation_pixels(predictor, fit_on, fit_cases))
     cases = MatchedCases(trained, split)
-    chosen = spread(split.cases, max_cases)
     keys = [(region, state) for region in REGIONS for state in STATES]
     nothing = calibration_sums(np.empty((0, len(classes))), np.empty(0, int))
-    totals = dict.fromkeys(keys, nothing)
-    rows, ranking = [], []
-    # processes take turns, as when they evaluate
-    index, count = jax.process_index(), jax.process_count()
-    quiet = not (distributed.is_first() and sys.stderr.isatty())
-    for name in tqdm(chosen[index::count], unit="case", desc="calibration", disable=quiet):
+
+    def measure(name: str) -> dict[str, Any]:
         volume = cases.volume(name)
-        of_case = dict.fromkeys(keys, nothing)
+        sums = dict.fromkeys(keys, nothing)
         around_truth = dict.fromkeys(STATES, nothing)
         ranks = dict.fromkeys(cases.scored, ranking_counts(np.empty(0), np.empty(0, bool)))
         predicted = predictor.slices([volume.image])
@@ -108,49 +108,46 @@ def measure_calibration(
                 )
             for state, of_state in zip(STATES, (as_trained, scaled), strict=True):
                 around_truth[state] += calibration_sums(of_state, truth, around)
-                of_case["all", state] += calibration_sums(of_state, truth, counted)
-                of_case["dilated_union", state] += calibration_sums(of_state, truth, near)
-        for key in keys:
-            totals[key] += of_case[key]
-        everywhere, union = (of_case[region, "as_trained"] for region in REGIONS)
+                sums["all", state] += calibration_sums(of_state, truth, counted)
+                sums["dilated_union", state] += calibration_sums(of_state, truth, near)
+        everywhere, union = (sums[region, "as_trained"] for region in REGIONS)
         before, after = (around_truth[state] for state in STATES)
-        for label, counts in ranks.items():
-            recall = recall_at_true_volume(counts)
-            ranking.append({"case": name, "class": classes[label], "recall_at_true_volume": recall})
-        rows.append(
+        row = {
+            "case": name,
+            "ece_all": ece(everywhere.top_label),
+            "ece_union": ece(union.top_label),
+            "brier": brier(everywhere),
+            "nll": nll(everywhere),
+            "ece_truth": ece(before.top_label),
+            "ece_truth_scaled": ece(after.top_label),
+            "accuracy_truth": accuracy(after.top_label),
+        }
+        ranking = [
             {
                 "case": name,
-                "ece_all": ece(everywhere.top_label),
-                "ece_union": ece(union.top_label),
-                "brier": brier(everywhere),
-                "nll": nll(everywhere),
-                "ece_truth": ece(before.top_label),
-                "ece_truth_scaled": ece(after.top_label),
-                "accuracy_truth": accuracy(after.top_label),
+                "class": classes[label],
+                "recall_at_true_volume": recall_at_true_volume(counts),
             }
-        )
-    place = {name: position for position, name in enumerate(chosen)}
-    parts = distributed.gather({"rows": rows, "ranking": ranking})
-    rows, ranking = (
-        sorted((row for part in parts for row in part[key]), key=lambda row: place[row["case"]])
-        for key in ("rows", "ranking")
-    )
+            for label, counts in ranks.items()
+        ]
+        return {"row": row, "ranking": ranking, "sums": [_as_lists(sums[key]) for key in keys]}
+
+    found = by_case(evenly_chosen(split.cases, max_cases), measure, "calibration")
+    # in the order of the cases, so that the number of processes does not change a bit
+    totals = dict.fromkeys(keys, nothing)
+    for of_case in found:
+        for key, sums in zip(keys, of_case["sums"], strict=True):
+            totals[key] += _from_lists(sums)
     scored = {classes[label]: label for label in cases.scored}
     result = {
-        "dataset": split.info.name,
-        "split": split.name,
-        "trained_on": trained.data.name,
-        "classes": classes,
-        "checkpoint": {"name": checkpoint, "step": trained.step},
+        **result_header(trained, split, checkpoint),
         "temperature": temperature,
         "regions": {
-            region: {
-                state: _errors(_of_all_processes(totals[region, state]), scored) for state in STATES
-            }
+            region: {state: _errors(totals[region, state], scored) for state in STATES}
             for region in REGIONS
         },
-        "cases": rows,
-        "ranking": ranking,
+        "cases": [of_case["row"] for of_case in found],
+        "ranking": [row for of_case in found for row in of_case["ranking"]],
         "max_cases": max_cases,
         "wall_seconds": time.perf_counter() - start,
     }
@@ -185,28 +182,28 @@ def _validation_pixels(
     """Probabilities and classes of pixels that are drawn evenly from each slice."""
     generator = np.random.default_rng(0)
     parts, truths = [], []
-    for name in chosen:
-        volume = cases.volume(name)
-        share = max(1, FIT_PIXELS // (len(chosen) * len(volume.label)))
-        predicted = predictor.slices([volume.image])
-        valid = np.ones(volume.label.shape, bool) if volume.valid is None else volume.valid
-        for probabilities, truth, counted in zip(predicted, volume.label, valid, strict=True):
-            drawn = generator.integers(truth.size, size=min(share, truth.size))
-            drawn = drawn[counted.ravel()[drawn]]
-            parts.append(probabilities.reshape(truth.size, -1)[drawn])
-            truths.append(truth.ravel()[drawn])
+    with interruptible(len(chosen), "temperature") as advance:
+        for name in chosen:
+            volume = cases.volume(name)
+            share = max(1, FIT_PIXELS // (len(chosen) * len(volume.label)))
+            predicted = predictor.slices([volume.image])
+            valid = np.ones(volume.label.shape, bool) if volume.valid is None else volume.valid
+            for probabilities, truth, counted in zip(predicted, volume.label, valid, strict=True):
+                drawn = generator.integers(truth.size, size=min(share, truth.size))
+                drawn = drawn[counted.ravel()[drawn]]
+                parts.append(probabilities.reshape(truth.size, -1)[drawn])
+                truths.append(truth.ravel()[drawn])
+            advance(1)
     return np.concatenate(parts), np.concatenate(truths)
 
 
-def _of_all_processes(sums: CalibrationSums) -> CalibrationSums:
-    parts = distributed.gather({name: array.tolist() for name, array in vars(sums).items()})
-    total, *others = [
-        CalibrationSums(**{name: np.asarray(values) for name, values in part.items()})
-        for part in parts
-    ]
-    for other in others:
-        total += other
-    return total
+def _as_lists(sums: CalibrationSums) -> dict[str, Any]:
+    """As JSON takes them, every digit kept."""
+    return {name: array.tolist() for name, array in vars(sums).items()}
+
+
+def _from_lists(values: dict[str, Any]) -> CalibrationSums:
+    return CalibrationSums(**{name: np.asarray(value) for name, value in values.items()})
 
 
 def _errors(sums: CalibrationSums, scored: dict[str, int]) -> dict[str, Any]:

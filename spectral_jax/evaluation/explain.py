@@ -5,10 +5,10 @@ peak does (pointing game), by how fast the object appears or vanishes as pixels 
 in the map's order (insertion, deletion), and by whether it changes when the weights are randomised.
 """
 
+import dataclasses
 import difflib
 import functools
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -17,20 +17,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
-import scipy.stats
 from etils import epath
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
-from tqdm import tqdm
 
-from spectral_jax.data.augment import to_unit_range
+from spectral_jax.data.labels import Labels
+from spectral_jax.data.pictures import in_8_bits
 from spectral_jax.data.sources import Split, resize_image, resize_label
-from spectral_jax.evaluation.evaluate import MatchedCases, require_softmax
-from spectral_jax.files import write_arrays, write_json
+from spectral_jax.evaluation.cases import (
+    FullestSlice,
+    MatchedCases,
+    fullest_slices,
+    interruptible,
+    result_header,
+    write_result,
+)
 from spectral_jax.inference.predictor import Predictor
 from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.losses import activate
-from spectral_jax.training import distributed
+from spectral_jax.losses.activation import Activation
+from spectral_jax.metrics.ranking import rank_correlation
 
 FOLDER = "explanation"
 METHODS = ("seg_grad_cam", "layer_cam")
@@ -63,7 +69,7 @@ def class_activation_map(
       images: as the network takes them, in [0, 1].
       feature: one of those of `return_features=True`; TransUNet's `tokens` are folded to their
         grid. The gradient of a `skip` is by what the decoder reads of it, not by deeper layers.
-      class_index: number of the class.
+      class_index: of the class among the logits.
       region: the pixels of interest, usually those predicted as the class.
       method: "seg_grad_cam" or "layer_cam".
 
@@ -249,6 +255,7 @@ def insertion_deletion(
     *,
     class_index: int,
     mask: Bool[np.ndarray, "height width"],
+    activation: Activation = "softmax",
     steps: int = STEPS,
 ) -> tuple[Float[np.ndarray, " steps+1"], Float[np.ndarray, " steps+1"]]:
     """The class's mean probability inside a mask as pixels are shown, and as they are hidden.
@@ -263,8 +270,9 @@ def insertion_deletion(
       variables: what to apply it with.
       image: as the network takes it, in [0, 1].
       explanation: the map.
-      class_index: number of the class.
+      class_index: of the class among the logits.
       mask: where the class truly is; not empty.
+      activation: that makes probabilities of the logits.
       steps: curves have `steps + 1` values, at 0, 1/steps, ... 1 of the pixels.
 
     Returns:
@@ -274,19 +282,23 @@ def insertion_deletion(
     blurred = scipy.ndimage.gaussian_filter(image, (deviation, deviation, 0))
     order = np.argsort(-explanation, axis=None, kind="stable")
     ranks = np.argsort(order).reshape(explanation.shape)
-    both = _probability_inside(model, steps, variables, image, blurred, ranks, class_index, mask)
+    both = _probability_inside(
+        model, steps, activation, variables, image, blurred, ranks, class_index, mask
+    )
     inserted, deleted = np.asarray(both, np.float64)
     return inserted, deleted
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _probability_inside(model, steps, variables, image, blurred, ranks, class_index, mask):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _probability_inside(
+    model, steps, activation, variables, image, blurred, ranks, class_index, mask
+):
     counts = jnp.arange(steps + 1) * (ranks.size / steps)
     first = ranks < counts[:, None, None]
     shown = jnp.stack([first, ~first])[..., None]
     images = jnp.where(shown, image, blurred)
     logits = model.apply(variables, images.reshape(-1, *image.shape), train=False)
-    probabilities = activate(logits, "softmax")[..., class_index]
+    probabilities = activate(logits, activation)[..., class_index]
     return ((probabilities * mask).sum((1, 2)) / mask.sum()).reshape(2, -1)
 
 
@@ -345,60 +357,6 @@ def _call_order(model: nn.Module, variables: Any, images: Array) -> list[str]:
     return [name for name in order if name in variables["params"]]
 
 
-def rank_correlation(
-    a: Float[np.ndarray, "height width"], b: Float[np.ndarray, "height width"]
-) -> float:
-    """Spearman's correlation of two maps; NaN if one is constant."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return math.nan
-    return float(scipy.stats.spearmanr(a, b, axis=None).statistic)
-
-
-def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Iterator[dict[str, Any]]:
-    """The slice with the largest objects of each of some cases, evenly spread over the split.
-
-    Args:
-      trained: the network.
-      split: its classes are matched as `evaluate` does; cases without any of them are left out.
-      max_cases: maximum number of cases.
-
-    Yields:
-      Dictionaries of `case` and `slice` (None for a picture); `image` `[height, width, channels]`
-      and `label` and `valid` `[height, width]` at the original size; `input` (float32 in
-      [0, 1]) and `truth` at the network's; `classes`, the numbers of those that `truth` holds.
-
-    Raises:
-      ValueError: for a network of patches, or as `evaluate` does.
-    """
-    require_softmax(trained, "explanations and interactions")
-    if trained.config.data.patch_size:
-        raise ValueError(
-            "the network sees patches of volumes; explanations and interactions are of networks "
-            "of slices: train with config.data.patch_size=()"
-        )
-    cases = MatchedCases(trained, split)
-    size = (trained.config.data.image_size,) * 2
-    names = split.cases
-    count = min(max_cases, len(names))
-    for position in np.linspace(0, len(names) - 1, count).astype(int):
-        volume = cases.volume(names[position])
-        index = int((volume.label > 0).sum((1, 2)).argmax())
-        image, label = volume.image[index], volume.label[index]
-        truth = resize_label(label, size)
-        classes = [c for c in cases.scored if (truth == c).any()]
-        if classes:
-            yield {
-                "case": names[position],
-                "slice": index if len(volume.label) > 1 else None,
-                "image": image,
-                "label": label,
-                "valid": None if volume.valid is None else volume.valid[index],
-                "input": np.asarray(to_unit_range(jnp.asarray(resize_image(image, size)))),
-                "truth": truth,
-                "classes": classes,
-            }
-
-
 def measure_explanations(
     trained: TrainedModel,
     split: Split,
@@ -433,6 +391,7 @@ def measure_explanations(
 
     Raises:
       ValueError: for an unknown feature or method, a network of patches, or as `evaluate` does.
+      Preempted: as `evaluate`.
     """
     start = time.perf_counter()
     if method == ROLLOUT and feature is not None:
@@ -442,49 +401,50 @@ def measure_explanations(
     classes = trained.data.classes
     explain = functools.partial(_explain, trained.model, feature=feature, method=method)
     predictor = Predictor(trained, batch_size=1)
-    rows, shown, chances = [], [], []
     kept = MatchedCases(trained, split)
+    rows: list[dict[str, Any]] = []
+    shown: list[Shown] = []
+    chances: list[float] = []
     slices = list(fullest_slices(trained, split, max_cases))
-    quiet = not (distributed.is_first() and sys.stderr.isatty())
-    for picture in tqdm(slices, unit="case", desc=split.name, disable=quiet):
-        predicted = predictor.labels(picture["image"][None])[0]
-        predicted = kept.restrict(predicted, picture["valid"])
-        region = resize_label(predicted, picture["truth"].shape)
-        for label in picture["classes"]:
-            mask = picture["truth"] == label
-            found = explain(trained.variables, picture["input"], label, region == label)
-            inserted, deleted = insertion_deletion(
-                trained.model,
-                trained.variables,
-                picture["input"],
-                found,
-                class_index=label,
-                mask=mask,
-            )
-            blank = not found.any()  # says nothing, so its curves are of no order
-            rows.append(
-                {
-                    "case": picture["case"],
-                    "slice": picture["slice"],
-                    "class": classes[label],
-                    "energy_inside": energy_inside(found, mask),
-                    "pointing": pointing_game(found, mask),
-                    "insertion_auc": math.nan if blank else auc(inserted),
-                    "deletion_auc": math.nan if blank else auc(deleted),
-                }
-            )
-            chances.append(float(mask.mean()))
-            shown.append((picture, predicted, region, label, found))
+    with interruptible(len(slices), "explanations") as advance:
+        for picture in slices:
+            predicted = predictor.labels(picture.image[None])[0]
+            predicted = kept.restrict(predicted, picture.valid)
+            small = resize_label(predicted, picture.input.shape[:2])
+            for number, mask in picture.masks.items():
+                region = kept.labels.mask(small, number)
+                channel = trained.channel(number)
+                found = explain(trained.variables, picture.input, channel, region)
+                inserted, deleted = insertion_deletion(
+                    trained.model,
+                    trained.variables,
+                    picture.input,
+                    found,
+                    class_index=channel,
+                    mask=mask,
+                    activation=trained.activation,
+                )
+                blank = not found.any()  # says nothing, so its curves are of no order
+                rows.append(
+                    {
+                        "case": picture.case,
+                        "slice": picture.index,
+                        "class": classes[number],
+                        "energy_inside": energy_inside(found, mask),
+                        "pointing": pointing_game(found, mask),
+                        "insertion_auc": math.nan if blank else auc(inserted),
+                        "deletion_auc": math.nan if blank else auc(deleted),
+                    }
+                )
+                chances.append(float(mask.mean()))
+                shown.append(Shown(picture, kept.labels, predicted, region, channel, found))
+            advance(1)
 
     few = list(dict.fromkeys(row["case"] for row in rows))[:RANDOMISED_CASES]
     checked = [one for row, one in zip(rows, shown, strict=True) if row["case"] in few]
     examples, pictures = _examples(rows, shown)
     result = {
-        "dataset": split.info.name,
-        "split": split.name,
-        "trained_on": trained.data.name,
-        "classes": classes,
-        "checkpoint": {"name": checkpoint, "step": trained.step},
+        **result_header(trained, split, checkpoint),
         "feature": feature,
         "method": method,
         "cases": rows,
@@ -493,20 +453,36 @@ def measure_explanations(
         "examples": examples,
         "wall_seconds": time.perf_counter() - start,
     }
-    if distributed.is_first():
-        folder = workdir / FOLDER
-        folder.mkdir(exist_ok=True)
-        name = f"{split.info.name}-{split.name}"
-        write_arrays(folder / f"{name}-examples.npz", pictures)
-        write_json(folder / f"{name}.json", result)
+    write_result(workdir, FOLDER, result, pictures)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A map of one class in one slice.
+
+    Attributes:
+      picture: the slice.
+      labels: how its labels are to be read.
+      predicted: labels at its original size.
+      region: the pixels predicted as the class, at the network's size.
+      channel: of the class's logits.
+      found: the map.
+    """
+
+    picture: FullestSlice
+    labels: Labels
+    predicted: np.ndarray
+    region: np.ndarray
+    channel: int
+    found: np.ndarray
 
 
 def _explain(
     model: nn.Module,
     variables: Any,
     image: np.ndarray,
-    label: int,
+    channel: int,
     region: np.ndarray,
     *,
     feature: str | None,
@@ -523,7 +499,7 @@ def _explain(
         variables,
         jnp.asarray(image[None]),
         feature=feature or "bottleneck",
-        class_index=label,
+        class_index=channel,
         region=jnp.asarray(region[None]),
         method=method,
     )
@@ -552,28 +528,29 @@ def _summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def _randomisation(trained: TrainedModel, explain: Any, checked: list[tuple]) -> dict[str, Any]:
+def _randomisation(trained: TrainedModel, explain: Any, checked: list[Shown]) -> dict[str, Any]:
     """The mean rank correlation of maps with those of the randomised network, layer by layer."""
     layers, correlations, counts = [], [], []
     if checked:
-        images = checked[0][0]["input"][None]
+        images = checked[0].picture.input[None]
         seed = trained.config.train.seed + 1  # not the weights that training began with
-        for layer, variables in randomised(trained.model, trained.variables, images, seed):
-            values = np.array(
-                [
-                    rank_correlation(found, explain(variables, picture["input"], c, region == c))
-                    for picture, _, region, c, found in checked
-                ]
-            )
-            defined = values[~np.isnan(values)]
-            layers.append(layer)
-            correlations.append(float(defined.mean()) if defined.size else math.nan)
-            counts.append(defined.size)
+        total = len(_call_order(trained.model, trained.variables, images))
+        with interruptible(total, "randomised", unit="layer") as advance:
+            for layer, variables in randomised(trained.model, trained.variables, images, seed):
+                values = []
+                for of in checked:
+                    other = explain(variables, of.picture.input, of.channel, of.region)
+                    values.append(rank_correlation(of.found, other)["spearman"])
+                defined = [value for value in values if not math.isnan(value)]
+                layers.append(layer)
+                correlations.append(float(np.mean(defined)) if defined else math.nan)
+                counts.append(len(defined))
+                advance(1)
     return {"layers": layers, "rank_correlation": correlations, "count": counts}
 
 
 def _examples(
-    rows: list[dict[str, Any]], shown: list[tuple]
+    rows: list[dict[str, Any]], shown: list[Shown]
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """The maps of highest, median and lowest energy inside, at the original size."""
     ranked = [i for i, row in enumerate(rows) if not math.isnan(row["energy_inside"])]
@@ -581,15 +558,12 @@ def _examples(
     positions = {"highest": 0, "median": len(ranked) // 2, "lowest": len(ranked) - 1}
     examples, pictures = [], {}
     for key, position in list(positions.items())[: len(ranked)]:
-        row = rows[ranked[position]]
-        picture, predicted, _, _, found = shown[ranked[position]]
-        image = picture["image"]
-        if image.dtype == np.uint16:
-            image = (image >> 8).astype(np.uint8)
-        at_size = resize_image(found[..., None], image.shape[:2])[..., 0]
-        pictures[f"{key}_image"] = image.squeeze()
-        pictures[f"{key}_label"] = picture["label"]
-        pictures[f"{key}_prediction"] = predicted
+        row, of = rows[ranked[position]], shown[ranked[position]]
+        image = of.picture.image
+        at_size = resize_image(of.found[..., None], image.shape[:2])[..., 0]
+        pictures[f"{key}_image"] = in_8_bits(image).squeeze()
+        pictures[f"{key}_label"] = of.labels.topmost(of.picture.label)
+        pictures[f"{key}_prediction"] = of.labels.topmost(of.predicted)
         pictures[f"{key}_map"] = at_size.astype(np.float16)
         examples.append({"key": key, **{k: row[k] for k in ("case", "slice", "class")}})
     return examples, pictures

@@ -9,7 +9,6 @@ hypothesis, which this measures.
 
 import functools
 import itertools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,14 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
-from tqdm import tqdm
+from jaxtyping import Array, Bool, Float
 
 from spectral_jax.data.sources import Split
-from spectral_jax.evaluation.evaluate import write_result
-from spectral_jax.evaluation.explain import fullest_slices
+from spectral_jax.evaluation.cases import (
+    FullestSlice,
+    fullest_slices,
+    interruptible,
+    result_header,
+    write_result,
+)
 from spectral_jax.inference.trained import TrainedModel
-from spectral_jax.training import distributed
+from spectral_jax.losses.activation import Activation
+from spectral_jax.training.build import channels_out
 
 FOLDER = "interactions"
 RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -98,35 +102,43 @@ def _contexts(
 
 
 def class_evidence(
-    logits: Float[Array, "batch height width classes"], truth: Int[Array, "height width"]
-) -> Float[Array, "batch classes"]:
+    logits: Float[Array, "batch height width channels"],
+    masks: Bool[Array, "height width channels"],
+    activation: Activation = "softmax",
+) -> Float[Array, "batch channels"]:
     """Mean log odds of each class over the pixels that truly have it.
 
-    `v_c = mean over u with truth(u) = c of z_c(u) - log(sum over c' != c of exp(z_c'(u)))`, which
-    is `log(p_c / (1 - p_c))`; 0 for a class that the truth does not hold.
+    `v_c = mean over u of class c of log(p_c(u) / (1 - p_c(u)))`; 0 for a class that is nowhere.
+    With "softmax" that is `z_c(u) - log(sum over c' != c of exp(z_c'(u)))`, with "sigmoid"
+    `z_c(u)`.
 
     Args:
-      logits: of the network.
-      truth: class numbers.
+      logits: of the network, a channel for each class that has one.
+      masks: where each truly is.
+      activation: that makes probabilities of the logits.
     """
     evidence = []
     for c in range(logits.shape[-1]):
-        others = jax.nn.logsumexp(jnp.delete(logits, c, axis=-1), axis=-1)
-        mask = truth == c
+        others = jnp.zeros(())
+        if activation == "softmax":
+            others = jax.nn.logsumexp(jnp.delete(logits, c, axis=-1), axis=-1)
+        mask = masks[..., c]
         total = ((logits[..., c] - others) * mask).sum((1, 2))
         evidence.append(total / jnp.maximum(1, mask.sum()))
     return jnp.stack(evidence, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _masked_evidence(model: nn.Module, grid: int, variables, image, truth, sets):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _masked_evidence(
+    model: nn.Module, grid: int, activation: Activation, variables, image, masks, sets
+):
     """`class_evidence` of an image of which only the patches of each set are there."""
     height, width, _ = image.shape
     present = sets.reshape(-1, grid, grid)
     present = present[:, jnp.arange(height) * grid // height]
     present = present[:, :, jnp.arange(width) * grid // width]
     logits = model.apply(variables, jnp.where(present[..., None], image, 0), train=False)
-    return class_evidence(logits, truth)
+    return class_evidence(logits, masks, activation)
 
 
 def draw_pairs(grid: int, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -211,6 +223,7 @@ def measure_interactions(
     Raises:
       ValueError: for an option out of range, a network of patches, if no slice holds a class that
         the network knows, or as `evaluate` does.
+      Preempted: as `evaluate`.
     """
     start = time.perf_counter()
     size = trained.config.data.image_size
@@ -228,13 +241,12 @@ def measure_interactions(
             f"no slice of {split.info.name!r}, {split.name} split, holds one of "
             f"{', '.join(trained.data.classes[1:])}"
         )
-    quiet = not (distributed.is_first() and sys.stderr.isatty())
     total = 4 * len(slices) * len(orders) * pairs * contexts
     terms = []  # per image: [orders, pairs, contexts, classes]
-    with tqdm(total=total, unit="set", desc=split.name, disable=quiet) as progress:
+    with interruptible(total, "interactions", unit="set") as advance:
         for number, picture in enumerate(slices):
             rng = np.random.default_rng([seed, number])
-            value_fn = _make_game(trained, picture, grid, progress)
+            value_fn = _make_game(trained, picture, grid, advance)
             chosen = draw_pairs(grid, pairs, rng)
             of_image = interaction_strengths(value_fn, grid**2, chosen, orders, contexts, rng)
             terms.append(np.stack(of_image))
@@ -242,10 +254,7 @@ def measure_interactions(
     half_a, half_b = (np.stack([_strength(t[:, :, k::2]) for t in terms]) for k in (0, 1))
     strength = _normalised(whole)
     result = {
-        "dataset": split.info.name,
-        "split": split.name,
-        "trained_on": trained.data.name,
-        "checkpoint": {"name": checkpoint, "step": trained.step},
+        **result_header(trained, split, checkpoint),
         "grid": grid,
         "ratios": list(ratios),
         "orders": orders,
@@ -266,9 +275,13 @@ def measure_interactions(
 
 
 def _make_game(
-    trained: TrainedModel, picture: dict[str, Any], grid: int, progress: tqdm
+    trained: TrainedModel, picture: FullestSlice, grid: int, advance: Callable[[int], None]
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The value of sets of patches: the evidence for each class that the slice holds."""
+    channels = [trained.channel(number) for number in picture.masks]
+    out = channels_out(trained.config, trained.data.labels)
+    masks = np.zeros((*picture.input.shape[:2], out), bool)
+    masks[..., channels] = np.stack(list(picture.masks.values()), axis=-1)
 
     def value_fn(sets):
         values = []
@@ -277,10 +290,16 @@ def _make_game(
             # one compiled shape: the last batch is filled up
             filled = np.pad(part, [(0, BATCH - len(part)), (0, 0)])
             evidence = _masked_evidence(
-                trained.model, grid, trained.variables, picture["input"], picture["truth"], filled
+                trained.model,
+                grid,
+                trained.activation,
+                trained.variables,
+                picture.input,
+                masks,
+                filled,
             )
-            values.append(np.asarray(evidence, np.float64)[: len(part), picture["classes"]])
-            progress.update(len(part))
+            values.append(np.asarray(evidence, np.float64)[: len(part), channels])
+            advance(len(part))
         return np.concatenate(values)
 
     return value_fn

@@ -1,24 +1,26 @@
 """Scores of a trained network on corrupted images, written to the run's folder."""
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import UInt
-from tqdm import tqdm
 
 from spectral_jax.data.corruptions import LEVELS, corrupt, for_modality, strength
 from spectral_jax.data.sources import Split, resize_image
-from spectral_jax.evaluation.evaluate import MatchedCases, spread, write_result
+from spectral_jax.evaluation.cases import (
+    MatchedCases,
+    by_case,
+    evenly_chosen,
+    result_header,
+    write_result,
+)
 from spectral_jax.inference.predictor import Predictor
 from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.metrics import overlap, summarise
-from spectral_jax.training import distributed
 
 FOLDER = "robustness"
 METRICS = ("dice", "recall")
@@ -60,6 +62,7 @@ def measure_robustness(
 
     Raises:
       ValueError: for an unknown corruption or severity, `max_cases` below 1, or as `evaluate`.
+      Preempted: as `evaluate`.
     """
     start = time.perf_counter()
     classes, modality = trained.data.classes, split.info.modality
@@ -69,13 +72,11 @@ def measure_robustness(
         strength(name, severity, modality)  # raises before anything long begins
     cases = MatchedCases(trained, split)
     predictor = Predictor(trained)
-    chosen = spread(split.cases, max_cases)
+    chosen = evenly_chosen(split.cases, max_cases)
     size = None if trained.config.data.patch_size else (trained.config.data.image_size,) * 2
-    rows: list[dict[str, Any]] = []
-    # processes take turns; what they found is put together in the order of the cases
-    index, count = jax.process_index(), jax.process_count()
-    quiet = not (distributed.is_first() and sys.stderr.isatty())
-    for name in tqdm(chosen[index::count], unit="case", desc="corrupted", disable=quiet):
+
+    def score(name: str) -> list[dict[str, Any]]:
+        rows = []
         volume = cases.volume(name)
         image = volume.image if size is None else _resized(volume.image, size)
         images = (
@@ -100,11 +101,11 @@ def measure_robustness(
                         "recall": overlap.recall(counts).item(),
                     }
                 )
-    place = {name: position for position, name in enumerate(chosen)}
-    rows = [row for part in distributed.gather(rows) for row in part]
-    rows.sort(key=lambda row: place[row["case"]])
+        return rows
+
+    found = by_case(chosen, score, "robustness")
     by_condition: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in itertools.chain.from_iterable(found):
         by_condition.setdefault(tuple(row.pop("condition")), []).append(row)
 
     clean = _summary(by_condition[CLEAN])
@@ -117,11 +118,7 @@ def measure_robustness(
     }
     mean = float(np.mean([[level["dice"] for level in of_name] for of_name in corrupted.values()]))
     result = {
-        "dataset": split.info.name,
-        "split": split.name,
-        "trained_on": trained.data.name,
-        "classes": classes,
-        "checkpoint": {"name": checkpoint, "step": trained.step},
+        **result_header(trained, split, checkpoint),
         "clean": clean,
         "corruptions": corrupted,
         "mean_corrupted_dice": mean,

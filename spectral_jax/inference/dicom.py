@@ -21,6 +21,7 @@ from PIL import ImageColor
 
 from spectral_jax.data import headers
 from spectral_jax.data.geometry import Grid
+from spectral_jax.data.pictures import in_8_bits
 from spectral_jax.data.volumes import DataError, check_finite, named
 from spectral_jax.files import written_whole
 
@@ -366,9 +367,8 @@ def _read_picture(one: Slice) -> Pixels:
         stored = int(dataset.get("BitsStored", 0))
         interpretation = dataset.PhotometricInterpretation
         if interpretation == "PALETTE COLOR":
-            image = pixels.apply_color_lut(image, dataset)
-            if image.dtype == np.uint16:  # the entries' range is that of their type
-                image = (image >> 8).astype(np.uint8)
+            # the entries' range is that of their type
+            image = in_8_bits(pixels.apply_color_lut(image, dataset))
         elif image.ndim == 2:
             values = pixels.apply_rescale(image, dataset)
             if stored not in (8, 16) or np.any(values != image):

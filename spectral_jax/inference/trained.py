@@ -45,6 +45,10 @@ class TrainedModel:
         """How its predictions are to be read: with "sigmoid", classes may overlap."""
         return Labels(len(self.data.classes) - 1, overlapping=self.activation == "sigmoid")
 
+    def channel(self, number: int) -> int:
+        """Where the logits have a class: with "sigmoid" the background has none."""
+        return number - 1 if self.labels.overlapping else number
+
 
 def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
     """Loads the network of a run.

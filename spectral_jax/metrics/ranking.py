@@ -1,12 +1,15 @@
-"""Recall at a given predicted volume: what a network's ranking of voxels finds, whatever its cut.
+"""What depends on order alone: recall at a given predicted volume, and rank correlation.
 
 A network that predicts more voxels has the higher recall, at no merit. Here the voxels of highest
-probability are taken, as many as are true, so that recall, precision and Dice are one number.
-Counts of a case's slices add up.
+probability are taken, as many as are true, so that recall, precision and Dice are one number: what
+the ranking of voxels finds, whatever its cut. Counts of a case's slices add up.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 
 BINS = 4096
 LOGIT_LIMIT = 20.0
@@ -46,3 +49,24 @@ def recall_at_true_volume(counts: Int[np.ndarray, "2 bins"]) -> float:
     taken = np.clip(wanted - before, 0, everything)
     share = np.divide(taken, everything, out=np.zeros(len(true)), where=everything > 0)
     return float((share * true).sum() / wanted)
+
+
+def rank_correlation(
+    first: Sequence[float] | Float[np.ndarray, "*shape"],
+    second: Sequence[float] | Float[np.ndarray, "*shape"],
+) -> dict[str, float]:
+    """Spearman's correlation with its p, of the pairs that are defined.
+
+    Returns:
+      `spearman` and `p_value`, NaN for fewer than three pairs or where one never varies; `pairs`.
+    """
+    pairs = np.array([np.ravel(first), np.ravel(second)], np.float64)
+    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+    if pairs.shape[1] < 3 or (np.ptp(pairs, axis=1) == 0).any():
+        return {"spearman": np.nan, "p_value": np.nan, "pairs": pairs.shape[1]}
+    found = stats.spearmanr(*pairs)
+    return {
+        "spearman": float(found.statistic),
+        "p_value": float(found.pvalue),
+        "pairs": pairs.shape[1],
+    }
