@@ -10,6 +10,7 @@ COMMANDS = {
     "prepare": "check a data set's raw files and write its records",
     "train": "train a network, evaluate it and write a report",
     "evaluate": "score a trained network, in or out of distribution",
+    "measure": "measure robustness, calibration, explanations and more",
     "predict": "segment your own files with a trained network",
     "report": "rebuild the report of a run",
     "export": "write a trained network as StableHLO or ONNX",

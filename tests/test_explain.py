@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_networks
 from flax import linen as nn
 
 from spectral_jax.data.sources import DatasetInfo, Split
@@ -79,17 +80,8 @@ def planted_map(method, feature="feature", images=None):
 def network(name):
     """An untrained network with random statistics, its variables, and images."""
     options = {
-        "unet": {"widths": (4, 8, 8)},
-        "transunet": {
-            "image_size": SIZE,
-            "resnet_blocks": (1, 1, 1),
-            "resnet_width": 8,
-            "hidden_size": 16,
-            "num_layers": 2,
-            "num_heads": 2,
-            "mlp_dim": 32,
-            "decoder_widths": (8, 8, 8, 8, 4),
-        },
+        "unet": tiny_networks.UNET,
+        "transunet": {"image_size": SIZE} | tiny_networks.TRANSUNET,
     }[name]
     model = build_model(name, num_classes=3, **options)
     images = jax.random.uniform(KEY, (2, SIZE, SIZE, 1))

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny_networks
 
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo
@@ -25,18 +26,7 @@ from spectral_jax.training.build import make_model
 from spectral_jax.training.config import parse_config
 
 TOLERANCE = 1e-5  # of probabilities; other fusions round otherwise
-NETWORKS = {
-    "unet": {"widths": (4, 8)},
-    "transunet": {
-        "resnet_blocks": (1, 1, 1),
-        "resnet_width": 8,
-        "hidden_size": 16,
-        "num_layers": 1,
-        "num_heads": 2,
-        "mlp_dim": 16,
-        "decoder_widths": (8, 8, 8, 4, 4),
-    },
-}
+NETWORKS = {"unet": tiny_networks.UNET, "transunet": tiny_networks.TRANSUNET}
 
 # reads the bundle as a stranger does
 STRANGER = """

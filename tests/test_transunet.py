@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import tiny_networks
 from conftest import SHARED
 from flax import linen as nn
 
@@ -21,17 +22,7 @@ from spectral_jax.models.vit import resize_grid
 KEY = jax.random.key(0)
 # compiles small programs five times faster
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-TINY = {
-    "num_classes": 3,
-    "image_size": 32,
-    "resnet_blocks": (1, 1, 1),
-    "resnet_width": 8,
-    "hidden_size": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-    "mlp_dim": 32,
-    "decoder_widths": (8, 8, 8, 8, 4),
-}
+TINY = {"num_classes": 3, "image_size": 32} | tiny_networks.TRANSUNET
 
 
 def tiny(**options):

@@ -7,6 +7,7 @@ Writes `evaluation/<data set>-<split>.json` in the run's folder and prints a tab
 """
 
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -21,6 +22,7 @@ from spectral_jax.inference.trained import restore
 from spectral_jax.metrics import METRICS
 from spectral_jax.reporting.run_page import write_report
 from spectral_jax.training import distributed, run
+from spectral_jax.training.config import DataConfig
 
 TERMINAL_COLUMNS = 100
 CELL_COLUMNS = 15
@@ -68,6 +70,18 @@ def print_scores(result: dict[str, Any]) -> None:
     print("In brackets: the number of cases where the metric is defined.\n")
 
 
+def chosen_data(config: DataConfig, items: Sequence[str]) -> Iterator[tuple[pathlib.Path, str]]:
+    """The records of each data set to score a run on, and what it is called in results.
+
+    Args:
+      config: of the run.
+      items: of --on; empty for the run's own data set.
+    """
+    for item in items or [config.name]:
+        name, _, root = item.partition("=")
+        yield run.partner_data(config, name, root), name_of_results(config.name, name, root)
+
+
 def name_of_results(own: str, name: str, root: str) -> str:
     """What a data set is called in results: another one of the run's own kind, by what differs."""
     if name != own:
@@ -80,15 +94,13 @@ def main() -> None:
     JOIN()
     workdir = flags.path(WORKDIR)
     config = run.read_config(workdir).data
-    for item in ON.value or [config.name]:
-        name, _, root = item.partition("=")
-        data = run.partner_data(config, name, root)
+    for data, dataset in chosen_data(config, ON.value):
         result = evaluate_split(
             workdir,
             data,
             SPLIT.value,
             CHECKPOINT.value,
-            name_of_results(config.name, name, root),
+            dataset,
             threshold=THRESHOLD.value,
             nsd_tolerance=NSD_TOLERANCE.value,
         )
@@ -101,16 +113,9 @@ def main() -> None:
 if __name__ == "__main__":
     WORKDIR = flags.define_workdir()
     JOIN = flags.define_processes()
-    ON = absl_flags.DEFINE_list(
-        "on",
-        [],
-        "Data sets to score it on, by name: those prepared before, or NAME=FOLDER of raw files. "
-        "Without, the one it was trained on.",
-    )
-    SPLIT = absl_flags.DEFINE_enum(
-        "split", "test", ["train", "validation", "test", "all"], "What to score."
-    )
-    CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+    ON = flags.define_on()
+    SPLIT = flags.define_split()
+    CHECKPOINT = flags.define_checkpoint()
     THRESHOLD = flags.define_threshold()
     NSD_TOLERANCE = absl_flags.DEFINE_float(
         "nsd_tolerance",

@@ -42,7 +42,7 @@ def main() -> None:
 if __name__ == "__main__":
     WORKDIR = flags.define_workdir()
     OUTPUT = absl_flags.DEFINE_string("output", None, "Folder of the bundle.", required=True)
-    CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+    CHECKPOINT = flags.define_checkpoint()
     FORMAT = absl_flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "What to write.")
     RUN_ON = absl_flags.DEFINE_list(
         "platforms",

@@ -47,6 +47,28 @@ def define_workdir(unless: str = "") -> flags.FlagHolder[str]:
     return workdir
 
 
+def define_on() -> flags.FlagHolder[list[str]]:
+    """The flag --on."""
+    return flags.DEFINE_list(
+        "on",
+        [],
+        "Data sets to score it on, by name: those prepared before, or NAME=FOLDER of raw files. "
+        "Without, the one it was trained on.",
+    )
+
+
+def define_split() -> flags.FlagHolder[str]:
+    """The flag --split."""
+    return flags.DEFINE_enum(
+        "split", "test", ["train", "validation", "test", "all"], "What to score."
+    )
+
+
+def define_checkpoint() -> flags.FlagHolder[str]:
+    """The flag --checkpoint."""
+    return flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+
+
 def define_threshold() -> flags.FlagHolder[float | None]:
     """The flag --threshold."""
     return flags.DEFINE_float(

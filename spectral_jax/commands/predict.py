@@ -218,7 +218,7 @@ if __name__ == "__main__":
         required=True,
     )
     OUTPUT = absl_flags.DEFINE_string("output", None, "Folder of the results.", required=True)
-    CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+    CHECKPOINT = flags.define_checkpoint()
     PROBABILITIES = absl_flags.DEFINE_bool(
         "probabilities", False, "Write the probability of each class: NIfTI, or npz of pictures."
     )

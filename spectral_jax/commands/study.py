@@ -31,17 +31,13 @@ from absl import flags as absl_flags
 from tqdm import tqdm
 
 from spectral_jax import allocator
-from spectral_jax.commands import flags
+from spectral_jax.commands import flags, measure
 from spectral_jax.data.datasets.summary import CHECKSUMS_FILE, PREPARE_AGAIN, SUMMARY_FILE
 from spectral_jax.data.sources import Split
-from spectral_jax.evaluation.analysis import analyse_errors
-from spectral_jax.evaluation.calibrate import measure_calibration
+from spectral_jax.evaluation.evaluate import FOLDER as EVALUATION
 from spectral_jax.evaluation.evaluate import evaluate
-from spectral_jax.evaluation.explain import measure_explanations
-from spectral_jax.evaluation.interactions import measure_interactions
-from spectral_jax.evaluation.robustness import measure_robustness
 from spectral_jax.files import read_json, write_json
-from spectral_jax.inference.trained import TrainedModel, restore
+from spectral_jax.inference.trained import restore
 from spectral_jax.lock import only_writer
 from spectral_jax.reporting import write_study_report
 from spectral_jax.studies import records, registration
@@ -175,31 +171,10 @@ def make_runs(
     ]
 
 
-def _calibration(trained: TrainedModel, split: Split, task: Run, **options: Any) -> None:
-    validation = Split(task.data, "validation")
-    measure_calibration(trained, split, validation, task.folder, **options)
-
-
-def _analysis(trained: TrainedModel, split: Split, task: Run, **options: Any) -> None:
-    training = Split(task.data, "train")
-    analyse_errors(trained, split, task.folder, reference_split=training, **options)
-
-
-def _in_folder(measure: Callable[..., Any]) -> Callable[..., None]:
-    def measured(trained: TrainedModel, split: Split, task: Run, **options: Any) -> None:
-        measure(trained, split, task.folder, **options)
-
-    return measured
-
-
 # by name, which is also the folder that they write to
-MEASUREMENTS: dict[str, Callable[..., None]] = {
-    "evaluation": _in_folder(evaluate),
-    "calibration": _calibration,
-    "robustness": _in_folder(measure_robustness),
-    "analysis": _analysis,
-    "explanation": _in_folder(measure_explanations),
-    "interactions": _in_folder(measure_interactions),
+MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
+    EVALUATION: measure.without_own_data(evaluate),
+    **{of.folder: of.measure for of in measure.MEASUREMENTS.values()},
 }
 
 
@@ -216,7 +191,7 @@ def perform(task: Run) -> None:
         for result in missing:
             split = Split(result.data, result.split)
             options = task.measurements[result.kind]
-            MEASUREMENTS[result.kind](trained, split, task, **options)
+            MEASUREMENTS[result.kind](trained, split, task.data, task.folder, **options)
         records.write_record(task.record, make_record(task, started))
 
 

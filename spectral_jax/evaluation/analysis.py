@@ -44,6 +44,7 @@ def analyse_errors(
     *,
     reference_split: Split | None = None,
     checkpoint: str = "best",
+    dataset: str = "",
 ) -> dict[str, Any]:
     """Looks into the errors on each case of a split, and writes what it finds.
 
@@ -59,6 +60,7 @@ def analyse_errors(
       reference_split: the training split, to measure distances from; its images are read, not
         predicted.
       checkpoint: what the checkpoint is called in the result.
+      dataset: what the data set is called in it; its own name by default.
 
     Returns:
       What is written.
@@ -102,7 +104,7 @@ def analyse_errors(
 
     scored = [classes[label] for label in cases.scored]
     result: dict[str, Any] = {
-        **result_header(trained, split, checkpoint),
+        **result_header(trained, split, checkpoint, dataset),
         "scored": scored,
         "objects": objects,
         "missed_object_rate": {

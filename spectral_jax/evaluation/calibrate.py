@@ -51,6 +51,7 @@ def measure_calibration(
     *,
     max_cases: int | None = None,
     checkpoint: str = "best",
+    dataset: str = "",
 ) -> dict[str, Any]:
     """Measures the calibration of a network's probabilities and writes the result.
 
@@ -70,6 +71,7 @@ def measure_calibration(
       workdir: the run's folder.
       max_cases: maximum number of cases of either split, evenly spaced; None for all.
       checkpoint: what the checkpoint is called in the result.
+      dataset: what the data set is called in it; its own name by default.
 
     Returns:
       What is written.
@@ -140,7 +142,7 @@ def measure_calibration(
             totals[key] += _from_lists(sums)
     scored = {classes[label]: label for label in cases.scored}
     result = {
-        **result_header(trained, split, checkpoint),
+        **result_header(trained, split, checkpoint, dataset),
         "temperature": temperature,
         "regions": {
             region: {state: _errors(totals[region, state], scored) for state in STATES}

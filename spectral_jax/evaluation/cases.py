@@ -150,7 +150,7 @@ class FullestSlice:
     masks: dict[int, np.ndarray]
 
 
-def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Iterator[FullestSlice]:
+def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> list[FullestSlice]:
     """The fullest slices of some cases, evenly spread over the split.
 
     Args:
@@ -160,6 +160,7 @@ def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Itera
 
     Raises:
       ValueError: for a network of patches, `max_cases` below 1, or as `MatchedCases` does.
+      Preempted: as `interruptible`.
     """
     if trained.config.data.patch_size:
         raise ValueError(
@@ -168,23 +169,28 @@ def fullest_slices(trained: TrainedModel, split: Split, max_cases: int) -> Itera
         )
     cases = MatchedCases(trained, split)
     size = (trained.config.data.image_size,) * 2
-    for name in evenly_chosen(split.cases, max_cases):
-        volume = cases.volume(name)
-        index = fullest_slice(volume.label)
-        image, label = volume.image[index], volume.label[index]
-        truth = resize_label(label, size)
-        masks = {number: cases.labels.mask(truth, number) for number in cases.scored}
-        masks = {number: mask for number, mask in masks.items() if mask.any()}
-        if masks:
-            yield FullestSlice(
-                case=name,
-                index=index if len(volume.label) > 1 else None,
-                image=image,
-                label=label,
-                valid=None if volume.valid is None else volume.valid[index],
-                input=np.asarray(to_unit_range(jnp.asarray(resize_image(image, size)))),
-                masks=masks,
+    names = evenly_chosen(split.cases, max_cases)
+    found = []
+    with interruptible(len(names), "slices") as advance:
+        for name in names:
+            volume = cases.volume(name)
+            index = fullest_slice(volume.label)
+            image, label = volume.image[index], volume.label[index]
+            truth = resize_label(label, size)
+            masks = {number: cases.labels.mask(truth, number) for number in cases.scored}
+            found.append(
+                FullestSlice(
+                    case=name,
+                    index=index if len(volume.label) > 1 else None,
+                    image=image,
+                    label=label,
+                    valid=None if volume.valid is None else volume.valid[index],
+                    input=np.asarray(to_unit_range(jnp.asarray(resize_image(image, size)))),
+                    masks={number: mask for number, mask in masks.items() if mask.any()},
+                )
             )
+            advance(1)
+    return [picture for picture in found if picture.masks]
 
 
 def by_case(names: Sequence[str], measure: Callable[[str], Any], what: str) -> list[Any]:

@@ -366,6 +366,7 @@ def measure_explanations(
     method: str = "seg_grad_cam",
     max_cases: int = 20,
     checkpoint: str = "best",
+    dataset: str = "",
 ) -> dict[str, Any]:
     """Explains the fullest slice of some cases, scores the maps, and writes the result.
 
@@ -385,6 +386,7 @@ def measure_explanations(
         feature and sees the class only through its predicted pixels.
       max_cases: how many cases to explain, evenly spread over the split.
       checkpoint: what the checkpoint is called in the result.
+      dataset: what the data set is called in it; its own name by default.
 
     Returns:
       What is written.
@@ -405,7 +407,7 @@ def measure_explanations(
     rows: list[dict[str, Any]] = []
     shown: list[Shown] = []
     chances: list[float] = []
-    slices = list(fullest_slices(trained, split, max_cases))
+    slices = fullest_slices(trained, split, max_cases)
     with interruptible(len(slices), "explanations") as advance:
         for picture in slices:
             predicted = predictor.labels(picture.image[None])[0]
@@ -444,7 +446,7 @@ def measure_explanations(
     checked = [one for row, one in zip(rows, shown, strict=True) if row["case"] in few]
     examples, pictures = _examples(rows, shown)
     result = {
-        **result_header(trained, split, checkpoint),
+        **result_header(trained, split, checkpoint, dataset),
         "feature": feature,
         "method": method,
         "cases": rows,

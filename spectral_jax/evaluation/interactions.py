@@ -187,6 +187,7 @@ def measure_interactions(
     contexts: int = 6,
     seed: int = 0,
     checkpoint: str = "best",
+    dataset: str = "",
 ) -> dict[str, Any]:
     """Measures the strength of interactions of each order, and writes the result.
 
@@ -215,6 +216,7 @@ def measure_interactions(
       contexts: for each pair and order, even.
       seed: of pairs and contexts; they are the same for every network, so runs can be paired.
       checkpoint: what the checkpoint is called in the result.
+      dataset: what the data set is called in it; its own name by default.
 
     Returns:
       What is written; `by_image` are the strengths before the division, `standard_error` is that
@@ -235,7 +237,7 @@ def measure_interactions(
     if contexts < 2 or contexts % 2:
         raise ValueError(f"contexts={contexts}: expected an even number, to be split into halves")
     orders = [int((grid**2 - 2) * ratio) for ratio in ratios]
-    slices = list(fullest_slices(trained, split, images))
+    slices = fullest_slices(trained, split, images)
     if not slices:
         raise ValueError(
             f"no slice of {split.info.name!r}, {split.name} split, holds one of "
@@ -254,7 +256,7 @@ def measure_interactions(
     half_a, half_b = (np.stack([_strength(t[:, :, k::2]) for t in terms]) for k in (0, 1))
     strength = _normalised(whole)
     result = {
-        **result_header(trained, split, checkpoint),
+        **result_header(trained, split, checkpoint, dataset),
         "grid": grid,
         "ratios": list(ratios),
         "orders": orders,

@@ -36,6 +36,7 @@ def measure_robustness(
     severities: Sequence[int] = LEVELS,
     max_cases: int | None = None,
     checkpoint: str = "best",
+    dataset: str = "",
 ) -> dict[str, Any]:
     """Scores each case clean and through each corruption, and writes the result.
 
@@ -56,6 +57,7 @@ def measure_robustness(
       severities: which, from 1 to 5.
       max_cases: maximum number of cases, evenly spaced; None for all.
       checkpoint: what the checkpoint is called in the result.
+      dataset: what the data set is called in it; its own name by default.
 
     Returns:
       What is written.
@@ -118,7 +120,7 @@ def measure_robustness(
     }
     mean = float(np.mean([[level["dice"] for level in of_name] for of_name in corrupted.values()]))
     result = {
-        **result_header(trained, split, checkpoint),
+        **result_header(trained, split, checkpoint, dataset),
         "clean": clean,
         "corruptions": corrupted,
         "mean_corrupted_dice": mean,

@@ -144,6 +144,27 @@ def test_evaluating_again_gives_the_same_scores(finished, run_command):
 
 
 @pytest.mark.slow
+def test_measurements_are_written_and_said(finished, run_command):
+    workdir, _, _ = finished
+    names = ("robustness", "calibration", "explanations", "interactions", "analysis")
+    flags = ("--max_cases=1", "--feature=decoder0", "--method=layer_cam")
+    code, output, errors = run_command(
+        "measure", f"--workdir={workdir}", f"--what={','.join(names)}", *flags
+    )
+    assert code == 0, errors
+    for name, line in zip(names, output.splitlines(), strict=True):
+        said, _, file = line.partition("; ")
+        assert said.startswith(f"{name}: ")
+        assert re.search(r"\d", said)
+        assert json.loads(pathlib.Path(file).read_text())["checkpoint"]["name"] == "best"
+    explained = json.loads((workdir / "explanation" / "mni152-test.json").read_text())
+    assert (explained["feature"], explained["method"]) == ("decoder0", "layer_cam")
+    assert len({row["case"] for row in explained["cases"]}) == 1
+    analysed = json.loads((workdir / "analysis" / "mni152-test.json").read_text())
+    assert analysed["distance_from_training"]["reference"] == "mni152-train"
+
+
+@pytest.mark.slow
 def test_one_trains_in_a_folder_and_ctrl_c_saves(run_command, tiny_flags, tmp_path):
     flags = (*tiny_flags, "--config.train.epochs=500.0", f"--workdir={tmp_path / 'run'}")
     process = run_command("train", *flags, wait=False)
@@ -226,6 +247,8 @@ def test_a_pipe_that_is_called_like_a_picture_is_refused(run_command, tmp_path):
         ("train", ["--config.data.name=folder"], "--config.data.root"),
         ("train", ["surplus"], "unexpected argument 'surplus'"),
         ("evaluate", [], "holds no run"),
+        ("measure", ["--what=calibration"], "holds no run"),
+        ("measure", ["--what=robustness,fog"], "--what=fog: choose from robustness, calibration"),
         ("report", [], "not a run.s folder"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from spectral_jax import allocator
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-COMMANDS = ("prepare", "train", "evaluate", "predict", "report", "export", "study")
+COMMANDS = ("prepare", "train", "evaluate", "measure", "predict", "report", "export", "study")
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny_networks
 
 from spectral_jax.configs import folder
 from spectral_jax.inference.trained import restore
 from spectral_jax.training.config import parse_config
 from spectral_jax.training.loop import train
-
-SMALL = {
-    "resnet_blocks": (1, 1, 1),
-    "resnet_width": 8,
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "mlp_dim": 64,
-    "decoder_widths": (32, 16, 16, 8, 8),
-}
 
 
 @pytest.fixture
@@ -43,7 +34,7 @@ def test_its_loss_falls_on_acdc(few_slices, data_dir, tmp_path):
     values.data.image_size = 64
     values.data.options.classes = ("background", "right ventricle", "myocardium", "left ventricle")
     values.data.options.case_pattern = r"(?P<case>.+)_slice_(?P<slice>\d+)"
-    values.model.transunet.update(SMALL)
+    values.model.transunet.update(tiny_networks.TRANSUNET)
     values.optim.name = "sgd"
     values.optim.learning_rate = 0.01
     values.objective.spectral = "midband"

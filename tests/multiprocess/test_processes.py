@@ -39,16 +39,19 @@ def test_sigterm_to_one_stops_both_at_the_same_step(data_flag, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 
-@pytest.mark.slow
-def test_sigterm_to_one_stops_the_evaluation_of_both(data_flag, tmp_path):
-    workdir = f"--workdir={tmp_path / 'run'}"
-    flags = (*TINY, "--config.train.epochs=0.1", data_flag, workdir)
+@pytest.fixture(scope="module")
+def short_run(mni152, data_dir, tmp_path_factory):
+    """A run of two processes that has ended."""
+    workdir = tmp_path_factory.mktemp("short") / "run"
+    data_flag = f"--config.data.data_dir={data_dir}"
+    flags = (*TINY, "--config.train.epochs=0.1", data_flag, f"--workdir={workdir}")
     assert [code for code, _ in finish(start(flags, processes=2))] == [0, 0]
-    scores = tmp_path / "run" / "evaluation" / "mni152-test.json"
-    before = json.loads(scores.read_text())
-    scores.unlink()
+    return workdir
 
-    running = start((workdir,), processes=2, command="evaluate")
+
+def stop_one(flags, command):
+    """Sends SIGTERM to one of two processes while they work; both have to end for it."""
+    running = start(flags, processes=2, command=command)
     while not all(catches_sigterm(process) for process in running):
         assert all(process.poll() is None for process in running), finish(running)
         time.sleep(0.01)
@@ -58,10 +61,34 @@ def test_sigterm_to_one_stops_the_evaluation_of_both(data_flag, tmp_path):
     last = [output.splitlines()[-1] for _, output in ended]
     assert "SIGTERM: stopped at case" in last[0]
     assert last[0] == last[1]
-    assert not scores.exists()
 
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_the_evaluation_of_both(short_run):
+    workdir = f"--workdir={short_run}"
+    scores = short_run / "evaluation" / "mni152-test.json"
+    before = json.loads(scores.read_text())
+    scores.unlink()
+    stop_one((workdir,), "evaluate")
+    assert not scores.exists()
     assert [code for code, _ in finish(start((workdir,), command="evaluate"))] == [0]
     assert json.loads(scores.read_text())["cases"] == before["cases"]
+
+
+@pytest.mark.slow
+def test_measurements_of_two_processes_equal_those_of_one(short_run):
+    kinds = ("robustness", "calibration", "analysis")
+    flags = (f"--workdir={short_run}", f"--what={','.join(kinds)}", "--max_cases=3")
+    stop_one((f"--workdir={short_run}", "--what=robustness"), "measure")
+    assert not (short_run / "robustness" / "mni152-test.json").exists()
+
+    def measured(processes):
+        ended = finish(start(flags, processes, command="measure"))
+        assert [code for code, _ in ended] == [0] * processes, ended
+        files = [short_run / kind / "mni152-test.json" for kind in kinds]
+        return [json.loads(file.read_text()) | {"wall_seconds": 0} for file in files]
+
+    assert measured(2) == measured(1)
 
 
 def catches_sigterm(process):
