@@ -60,6 +60,17 @@ def test_labels_stay_labels_and_follow_the_image():
     assert agreement > 0.97
 
 
+def test_objects_grow_and_shrink_by_at_most_the_scale():
+    label = jnp.zeros((40, 64, 64), jnp.uint8).at[:, 24:40, 24:40].set(1)
+    options = NOTHING | {"affine_probability": 1.0, "rotation_degrees": 0.0, "shift": 0.0}
+    image = label[..., None].astype(jnp.float32)
+    _, labels = jax.jit(partial(augment, **options, scale=0.5))(KEY, image, label)
+    sides = np.sqrt(np.asarray(labels).sum((1, 2)))
+    # 16 pixels, between 1 / 1.5 and 1 / 0.5 times as long, give or take a pixel
+    assert 16 / 1.5 - 1 <= sides.min() < 13
+    assert 24 < sides.max() <= 16 / 0.5 + 1
+
+
 def test_intensity_stays_in_range_and_moves(examples):
     options = {k: v for k, v in NOTHING.items() if k not in ("contrast", "brightness", "gamma")}
     images, labels = jax.jit(partial(augment, **options, noise=0.1))(KEY, *examples)

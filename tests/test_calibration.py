@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from fake_split import make_split
 from test_predictor import trained
 
-from spectral_jax.data.sources import Split
+from spectral_jax.data.sources import Split, Volume
 from spectral_jax.evaluation.calibrate import fit_temperature, measure_calibration
 from spectral_jax.evaluation.cases import MatchedCases
 from spectral_jax.metrics.calibration import (
@@ -164,6 +165,31 @@ def test_a_run_is_measured_before_and_after(mni152, result):
     assert before["brier"] == pytest.approx(mean)
     union = written["regions"]["dilated_union"]["as_trained"]
     assert sum(union["reliability"]["count"]) < sum(pixels)
+
+
+def test_the_temperature_is_that_of_the_validation_split(rng, tmp_path):
+    """Each split has one of its own: labels are drawn from softer or sharper probabilities."""
+    network = trained(image_size=64)
+
+    def split(name, temperature):
+        volumes = {}
+        for case in ("a", "b"):
+            # where no class is nearly certain
+            image = rng.integers(64, 192, (1, 64, 64, 1)).astype(np.uint8)
+            x = image[..., 0] / 255
+            logits = 40 * np.stack([0.3 - x, np.zeros_like(x), x - 0.7], axis=-1)
+            p = softmax(logits / temperature).reshape(-1, 3)
+            label = drawn(rng, p).reshape(x.shape).astype(np.uint8)
+            volumes[case] = Volume(case, image, label, None)
+        return make_split(network.data, volumes, name)
+
+    result = measure_calibration(network, split("test", 0.5), split("validation", 2.0), tmp_path)
+    assert result["temperature"] == pytest.approx(2.0, rel=0.1)
+    # right for the other split, and so worse for this one
+    before, after = (
+        result["regions"]["all"][state]["nll"] for state in ("as_trained", "temperature_scaled")
+    )
+    assert after > before
 
 
 def test_probability_of_classes_that_a_split_lacks_goes_to_the_background(mni152, rng):

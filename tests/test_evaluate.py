@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from etils import epath
+from fake_split import make_split
 
 from spectral_jax.data.sources import DatasetInfo, Volume
 from spectral_jax.evaluation import evaluate as module
@@ -42,10 +43,7 @@ def test_distances_take_the_spacing_of_their_axis(tmp_path, monkeypatch, shape, 
 
     predictor = SimpleNamespace(labels=labels, threshold=0.5)
     monkeypatch.setattr(module, "Predictor", lambda trained, **_: predictor)
-    groups = {name: name for name in expected}
-    split = SimpleNamespace(
-        info=INFO, name="test", cases=list(expected), groups=groups, volume=volume
-    )
+    split = make_split(INFO, {name: volume(name) for name in expected})
     workdir = epath.Path(tmp_path)
     result = evaluate(SimpleNamespace(data=INFO, step=1, labels=INFO.labels), split, workdir)
     assert result["distance_unit"] == "mm"

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_networks
+from fake_split import make_split
 from flax import linen as nn
 
-from spectral_jax.data.sources import DatasetInfo, Split
+from spectral_jax.data.sources import DatasetInfo, Split, Volume
 from spectral_jax.evaluation.explain import (
     attention_rollout,
     auc,
@@ -47,10 +48,12 @@ class Channels(nn.Module):
 class Planted(nn.Module):
     """A linear head on a feature whose channel 0 is bright pixels and drives class 1."""
 
+    channels: int = 2
+
     @nn.compact
     def __call__(self, images, *, train=False, return_features=False):
         feature = Channels(name="feature")(images)
-        logits = nn.Dense(2, name="head")(feature).repeat(2, axis=1).repeat(2, axis=2)
+        logits = nn.Dense(self.channels, name="head")(feature).repeat(2, axis=1).repeat(2, axis=2)
         return (logits, {"feature": feature}) if return_features else logits
 
 
@@ -291,6 +294,34 @@ def test_the_result_is_written_with_examples(mni152, tmp_path):
             assert [pictures[name].shape for name in names] == [(233, 197)] * 4
             assert pictures[names[0]].dtype == np.uint8
             assert pictures[names[3]].dtype == np.float16
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_maps_are_of_what_is_predicted_and_scored_by_what_is_true(activation, tmp_path):
+    """The network finds the square; most of the object is above it."""
+    truth = np.zeros((1, SIZE, SIZE), np.uint8)
+    truth[0, :12, 12:28] = 1
+    image = (255 * square_image()[None]).astype(np.uint8)
+    info = DatasetInfo("mni152", "", ("background", "object"), (), 1)
+    values = {"data": {"image_size": SIZE}, "model": {"activation": activation}}
+    variables = PLANTED
+    if activation == "sigmoid":  # the logit of the object alone
+        head = {"kernel": PLANTED["params"]["head"]["kernel"][:, 1:], "bias": jnp.zeros(1)}
+        variables = {"params": PLANTED["params"] | {"head": head}}
+    model = Planted(channels=1 if activation == "sigmoid" else 2)
+    network = TrainedModel(parse_config(values), info, model, variables, step=3)
+    split = make_split(info, {"a": Volume("a", image, truth, None)})
+    result = measure_explanations(network, split, tmp_path, feature="feature", method="layer_cam")
+    (row,) = result["cases"]
+    # the map is even over the square, whose upper quarter is in the object
+    assert row["energy_inside"] == pytest.approx(4 / 16, abs=0.05)
+    # the object's mean probability is that of its part in the square, where all is shown
+    (wide,) = [of["insertion_auc"] for of in result["cases"]]
+    assert 0.05 < wide < 0.5
+    assert result["summary"]["chance"] == pytest.approx(truth.mean())
+    with np.load(tmp_path / "explanation" / "mni152-test-examples.npz") as pictures:
+        np.testing.assert_array_equal(pictures["highest_label"], truth[0])
+        np.testing.assert_array_equal(pictures["highest_prediction"], SQUARE)
 
 
 def test_rollout_is_measured_where_there_is_attention(mni152, tmp_path):

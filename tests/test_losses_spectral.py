@@ -382,6 +382,16 @@ def test_background_of_two_classes_says_nothing_new(rng):
     np.testing.assert_allclose(rho[:, 0], rho[:, 1], atol=1e-5)
 
 
+def test_bands_by_hand():
+    radius = np.array([1.0, 2.0, 4.0])
+    np.testing.assert_allclose(power_band(2.0)(radius), [1 / 16, 1 / 4, 1])
+    np.testing.assert_allclose(power_band(-1.0)(radius), [4, 2, 1])
+    # a factor of e is one width
+    soft = np.exp([-0.5, 0, -0.5, -2])
+    np.testing.assert_allclose(soft_band(3.0, 1.0)(3 * np.exp([-1, 0, 1, 2])), soft)
+    np.testing.assert_allclose(soft_band(3.0, 2.0)(3 * np.exp([-2, 0, 2, 4])), soft)
+
+
 def test_half_spectrum_counts_every_frequency_once():
     for shape in SHAPES:
         assert spectrum_weights(shape, None).sum() == np.prod(shape) - 1

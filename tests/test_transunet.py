@@ -17,7 +17,7 @@ from flax import linen as nn
 from spectral_jax.models import build_model, load_imagenet21k, load_transunet_torch
 from spectral_jax.models.resnet_v2 import GroupNorm, StdConv, max_pool
 from spectral_jax.models.transunet import upsample
-from spectral_jax.models.vit import resize_grid
+from spectral_jax.models.vit import EncoderLayer, resize_grid
 
 KEY = jax.random.key(0)
 # compiles small programs five times faster
@@ -254,6 +254,56 @@ def test_dropout_acts_in_training_alone(variables, images):
     assert value(1) == value(1)
     assert value(1) != value(2)
     forward(tiny())(variables, images)  # asks for no key
+
+
+def seen_by(model, variables, x, paths, **options):
+    """What goes into and comes out of some modules, in a pass with dropout or without."""
+
+    def run(variables, x):
+        seen = {}
+
+        def record(call, args, kwargs, context):
+            output = call(*args, **kwargs)
+            path = "/".join(context.module.path)
+            if path in paths and context.method_name == "__call__":
+                seen[path] = args[0], jax.tree.leaves(output)[0]
+            return output
+
+        with nn.intercept_methods(record):
+            found = model.apply(variables, x, **options, rngs={"dropout": KEY}, mutable=True)[0]
+        return seen, jax.tree.leaves(found)[0]
+
+    seen, found = jax.jit(run, compiler_options=QUICK)(variables, x)
+    return jax.tree.map(np.asarray, seen), np.asarray(found)
+
+
+def assert_half_is_dropped(before, after):
+    kept = after != 0
+    assert 0.4 < kept.mean() < 0.6
+    np.testing.assert_allclose(after[kept], 2 * before[kept], rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_is_of_the_embedding(variables, images):
+    model = tiny(dropout_rate=0.5)
+    tokens = [
+        seen_by(model, variables, images, ["encoder"], train=train)[0]["encoder"][0]
+        for train in (False, True)
+    ]
+    assert_half_is_dropped(*tokens)
+
+
+def test_dropout_is_of_both_dense_layers():
+    layer = EncoderLayer(num_heads=2, mlp_dim=64, dropout_rate=0.5)
+    tokens = jax.random.normal(KEY, (2, 16, 32))
+    variables = layer.init(KEY, tokens, False)
+    (still, _), (seen, out) = (
+        seen_by(layer, variables, tokens, ["fc2", "mlp_norm"], train=train)
+        for train in (False, True)
+    )
+    assert_half_is_dropped(still["fc2"][0], seen["fc2"][0])  # of what the first one gives
+    attended, second = seen["mlp_norm"][0], seen["fc2"][1].reshape(tokens.shape)
+    np.testing.assert_array_equal(attended, still["mlp_norm"][0])  # attention has none
+    assert_half_is_dropped(second, out - attended)
 
 
 def test_rematerialisation_changes_memory_alone(variables, images):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from spectral_jax.files import write_arrays, write_json
 from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.training import distributed, sharding
 from spectral_jax.training.config import MeshConfig
+
+SECONDS_BETWEEN_LINES = 60.0  # of progress, where there is no terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,17 +235,25 @@ def interruptible(total: int, what: str, unit: str = "case") -> Iterator[Callabl
       Preempted: after SIGTERM or Ctrl-C to any of the processes.
     """
     done = 0
-    quiet = not (distributed.is_first() and sys.stderr.isatty())
+    said = start = time.monotonic()
+    terminal = sys.stderr.isatty()
     with (
         distributed.StopSignal(sharding.make_mesh(MeshConfig())) as stop,
-        tqdm(total=total, unit=unit, desc=what, disable=quiet) as bar,
+        tqdm(
+            total=total, unit=unit, desc=what, disable=not (distributed.is_first() and terminal)
+        ) as bar,
     ):
 
         def advance(steps: int) -> None:
-            nonlocal done
+            nonlocal done, said
             steps = min(steps, total - done)
             done += steps
             bar.update(steps)
+            now = time.monotonic()
+            if distributed.is_first() and not terminal and now - said >= SECONDS_BETWEEN_LINES:
+                said = now
+                line = f"{what}: {done} of {total} {unit}s after {now - start:.0f} s"
+                print(line, file=sys.stderr, flush=True)
             stop.check(f"stopped at {unit} {done} of {total} ({what}); nothing is written yet")
 
         yield advance
