@@ -24,7 +24,7 @@ from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.training import distributed, sharding
 from spectral_jax.training.config import MeshConfig
 
-SECONDS_BETWEEN_LINES = 60.0  # of progress, where there is no terminal
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 
 @dataclasses.dataclass(frozen=True)
