@@ -106,6 +106,20 @@ def test_every_result_says_of_what_it_is(kind, mni152, tmp_path):
     assert result["wall_seconds"] > 0
 
 
+@pytest.mark.parametrize("kind", MEASUREMENTS)
+def test_classes_that_may_overlap_are_measured_or_refused(kind, mni152, tmp_path):
+    arguments = (network("sigmoid"), Split(mni152, "test"), mni152, tmp_path)
+    if kind in ("calibration", "analysis"):
+        with pytest.raises(ValueError, match=r"exclude each other \(softmax\)"):
+            MEASUREMENTS[kind](*arguments, **FEW[kind])
+        return
+    result = MEASUREMENTS[kind](*arguments, **FEW[kind])
+    if kind == "interactions":
+        assert np.array(result["by_image"]).min() > 0
+    elif kind == "explanation":
+        assert {row["class"] for row in result["cases"]} == {"grey matter", "white matter"}
+
+
 def test_measurements_of_one_network_do_without_the_data_of_its_training(tmp_path):
     seen = without_own_data(lambda *args, **options: {"args": args, "options": options})
     found = seen("network", "split", "own", tmp_path, checkpoint="last")
