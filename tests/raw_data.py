@@ -1,7 +1,8 @@
 """Raw data for tests: links to real samples, and layouts without a sample made of real voxels."""
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
 TO_BTCV = {1: 1, 2: 2, 3: 3, 4: 4, 15: 5, 5: 6, 6: 7, 52: 8, 63: 9, 64: 10, 7: 11, 8: 12, 9: 13}
 TRANSUNET_FROM_BTCV = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
@@ -107,6 +109,66 @@ def write_acdc(shared_data: Path, root: Path) -> Path:
                 file = nibabel.Nifti1Image(volume.transpose(2, 1, 0), np.diag((1.5, 1.5, 10, 1)))
                 nibabel.save(file, root / patient / f"{patient}_{ours}{suffix}.nii.gz")
     return root
+
+
+def write_nnunet(
+    source: Path, root: Path, names: Sequence[str], test: Sequence[str] = (), **description: Any
+) -> Path:
+    """A folder of nnU-Net 2, with links to cases of a folder of the Decathlon."""
+    for part, of_part in (("Tr", names), ("Ts", test)):
+        for name in of_part:
+            for kind, suffix in (("images", "_0000"), ("labels", "")):
+                path = root / f"{kind}{part}/{name}{suffix}.nii.gz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.symlink_to(source / f"{kind}Tr/{name}.nii.gz")
+    said = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+        "numTraining": len(names),
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(said | description))
+    return root
+
+
+def write_four_channels(source: Path, root: Path, names: Sequence[str]) -> Path:
+    """A task of the Decathlon with BraTS' channels: real voxels, and three contrasts of them."""
+    for kind in ("images", "labels"):
+        (root / f"{kind}Tr").mkdir(parents=True)
+    for name in names:
+        file = nibabel.load(source / f"imagesTr/{name}.nii.gz")
+        voxels = np.asarray(file.dataobj).astype(np.float32)
+        contrasts = [
+            voxels,
+            voxels.max() - voxels,
+            ndimage.gaussian_filter(voxels, 1),
+            ndimage.gaussian_gradient_magnitude(voxels, 1),
+        ]
+        image = nibabel.Nifti1Image(np.stack(contrasts, -1), file.affine)
+        nibabel.save(image, root / f"imagesTr/{name}.nii.gz")
+        (root / f"labelsTr/{name}.nii.gz").symlink_to(source / f"labelsTr/{name}.nii.gz")
+    task = {
+        "name": "BRATS",
+        "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+        "training": [
+            {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+            for name in names
+        ],
+    }
+    (root / "dataset.json").write_text(json.dumps(task))
+    return root
+
+
+def split_channels(file: Path, folder: Path) -> list[Path]:
+    """The volumes of a NIfTI file as nnU-Net's files, `case_0000.nii.gz` and so on."""
+    image = nibabel.load(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, voxels in enumerate(np.moveaxis(np.asarray(image.dataobj), -1, 0)):
+        paths.append(folder / f"{file.name.removesuffix('.nii.gz')}_{number:04d}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(voxels, image.affine), paths[-1])
+    return paths
 
 
 def write_series(

@@ -375,8 +375,6 @@ def test_nnunet_folders_of_the_second_version(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "'whole' is a region of several numbers"),
-        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "'ignore' is an ignore label"),
         ({"labels": {"background": 0, "liver": "one"}}, "'liver' has the number 'one'"),
         ({"labels": {}}, "no entries under 'labels'"),
         ({"file_ending": ".png"}, "file_ending is '.png'; this reader takes NIfTI"),

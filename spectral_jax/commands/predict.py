@@ -173,9 +173,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="pydicom")  # of files that break small rules
     paths = split_paths(INPUT.value)
     output = pathlib.Path(OUTPUT.value).expanduser()
-    sources = cases.find_sources(paths, output)
     trained = restore(flags.path(WORKDIR), CHECKPOINT.value)
     data = trained.data
+    sources = cases.find_sources(paths, output, len(data.channel_names))
     predictor = Predictor(
         trained,
         BATCH_SIZE.value,

@@ -124,6 +124,9 @@ def gamma(image: Slices, exponent: float, generator: np.random.Generator) -> Sli
 
 def jpeg(image: Slices, quality: int, generator: np.random.Generator) -> Slices:
     """JPEG compression of 8-bit slices at Pillow's quality."""
+    if image.shape[-1] not in (1, 3):  # each channel is a picture of its own
+        channels = np.split(image, image.shape[-1], axis=-1)
+        return np.concatenate([jpeg(channel, quality, generator) for channel in channels], axis=-1)
     squeezed = np.empty_like(image)
     for index, of_slice in enumerate(np.rint(image * 255).astype(np.uint8)):
         file = io.BytesIO()

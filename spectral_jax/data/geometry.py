@@ -177,6 +177,18 @@ def _slice_axis(grid: Grid, otherwise: str = "") -> Any:
     return None
 
 
+def bring_to(
+    volume: Shaped[np.ndarray, "x y z"], grid: Grid, other: Grid
+) -> Shaped[np.ndarray, "x y z"] | None:
+    """Puts a volume onto another grid by permutations and mirroring alone; None if they differ."""
+    turn = turn_between(grid.letters, other.letters)
+    turned = turned_grid(grid, turn)
+    if turned.shape != other.shape:
+        return None
+    near = _distance(turned, other) <= TOLERANCE * other.sides_mm.min()
+    return turn.apply(volume) if near else None
+
+
 def bring_label(
     label: Shaped[np.ndarray, "x y z"], label_grid: Grid, image_grid: Grid
 ) -> tuple[Shaped[np.ndarray, "x y z"], str]:
@@ -191,13 +203,10 @@ def bring_label(
     Raises:
       ValueError: if it lies elsewhere, or is of another size; the text starts with what was found.
     """
-    turn = turn_between(label_grid.letters, image_grid.letters)
-    turned = turned_grid(label_grid, turn)
-    if turned.shape == image_grid.shape:
-        distance = _distance(turned, image_grid)
-        if distance <= TOLERANCE * image_grid.sides_mm.min():
-            note = "" if label_grid.letters == image_grid.letters else "turned to the image's axes"
-            return turn.apply(label), note and f"the label's axes were {note}"
+    brought = bring_to(label, label_grid, image_grid)
+    if brought is not None:
+        note = "" if label_grid.letters == image_grid.letters else "turned to the image's axes"
+        return brought, note and f"the label's axes were {note}"
     if label_grid.shape != image_grid.shape:
         raise ValueError(
             f"the mask is {_size(label_grid.shape)} ({label_grid.letters}), its image "
@@ -209,6 +218,7 @@ def bring_label(
     ):
         if _has_no_place(grid, other):
             return label, f"the {which}'s affine says no place; voxels were taken to fit as stored"
+    turned = turned_grid(label_grid, turn_between(label_grid.letters, image_grid.letters))
     distance = _distance(turned, image_grid) if turned.shape == image_grid.shape else np.inf
     how_far = f"up to {distance:.3g} mm apart" if np.isfinite(distance) else "in other axes"
     raise ValueError(

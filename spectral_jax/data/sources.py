@@ -42,8 +42,9 @@ class DatasetInfo:
       modality: such as "T1 MRI".
       classes: names, background first.
       colors: one a class, as "#rrggbb".
-      channels: of the images, 1 or 3.
-      intensity: how intensities were scaled, a key of `spectral_jax.data.volumes.INTENSITIES`.
+      channels: of the images.
+      intensity: how intensities were scaled, a key of `spectral_jax.data.volumes.INTENSITIES`, or
+        one for each of `channel_names`.
       licence: as far as known.
       orientation: what NIfTI files were turned to, see `spectral_jax.data.geometry`; "" where they
         were used as stored, as older versions did, or had none, as pictures.
@@ -53,6 +54,8 @@ class DatasetInfo:
       checksums: SHA-256 of all that the records of a split hold, by split.
       overlapping: whether a pixel can be of several classes.
       ignore: whether there are pixels that do not count.
+      channel_names: where each channel was a volume or a file of its own, such as "FLAIR"; () of
+        pictures and of a single one.
     """
 
     name: str
@@ -60,7 +63,7 @@ class DatasetInfo:
     classes: tuple[str, ...]
     colors: tuple[str, ...]
     channels: int
-    intensity: str = ""
+    intensity: str | tuple[str, ...] = ""
     licence: str = ""
     axes: tuple[int, ...] = ()
     volume: int | None = None
@@ -69,6 +72,7 @@ class DatasetInfo:
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
     overlapping: bool = False
     ignore: bool = False
+    channel_names: tuple[str, ...] = ()
 
     @property
     def labels(self) -> Labels:
@@ -132,6 +136,7 @@ class Split:
       name: of the split.
       info: of the data set.
       groups: the patient or video that each case belongs to.
+      folds: for cases that a published fold holds out, its number.
     """
 
     def __init__(self, folder: pathlib.Path, name: str):
@@ -151,13 +156,15 @@ class Split:
         self._folder = folder
         metadata = builder.info.metadata
         self.groups: Mapping[str, str] = metadata["groups"]
+        self.folds: Mapping[str, int] = metadata.get("folds", {})
+        intensity = metadata["intensity"]
         self.info = DatasetInfo(
             name=builder.name,
             modality=metadata["modality"],
             classes=tuple(metadata["classes"]),
             colors=tuple(metadata["colors"]),
             channels=metadata["channels"],
-            intensity=metadata["intensity"],
+            intensity=intensity if isinstance(intensity, str) else tuple(intensity),
             licence=builder.info.redistribution_info.license,
             axes=tuple(metadata.get("axes", ())),
             volume=metadata.get("volume"),
@@ -166,6 +173,7 @@ class Split:
             checksums=metadata.get("checksums", {}),
             overlapping=metadata.get("overlapping", False),
             ignore=metadata.get("ignore", False),
+            channel_names=tuple(metadata.get("channel_names", ())),
         )
         # pictures stay PNG bytes here: tensorflow-datasets decodes 16 bit with OpenCV only
         skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
@@ -198,7 +206,9 @@ class Split:
             image, label = (_decode(example[key]) for key in ("image", "label"))
         except (OSError, SyntaxError, ValueError) as error:
             raise self._damaged(record, f"case {self.case_name(record)}: {error}") from error
-        return image.reshape(*label.shape, self.info.channels), label
+        if image.ndim == 2:  # channels lie below each other
+            image = np.moveaxis(image.reshape(self.info.channels, *label.shape), 0, -1)
+        return image, label
 
     def _read(self, record: int) -> dict[str, Any]:
         try:

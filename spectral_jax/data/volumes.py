@@ -19,7 +19,7 @@ from jaxtyping import Num, UInt8
 
 from spectral_jax import limits
 from spectral_jax.data import headers
-from spectral_jax.data.geometry import Grid
+from spectral_jax.data.geometry import Grid, bring_to
 
 Spacing = tuple[float, float, float]
 CT_WINDOW = (-125.0, 275.0)  # Hounsfield units; soft tissue, as TransUNet uses for Synapse
@@ -113,6 +113,40 @@ def read_nifti(
     return voxels, nifti.grid, nifti.spacing_mm
 
 
+def read_nifti_channels(
+    paths: Sequence[Path], count: int
+) -> tuple[Num[np.ndarray, "x y z channels"], Grid, Spacing]:
+    """Returns a scan of several channels: one file that holds them all, or a file for each.
+
+    Args:
+      paths: one NIfTI file of `count` volumes, or as many files of one; in the axes of the first.
+      count: of channels.
+    """
+    first = open_nifti(paths[0])
+    if len(paths) == 1:
+        if first.volumes != count:
+            raise DataError(
+                f"{paths[0]}: holds {first.volumes} volume{'s' * (first.volumes != 1)}; expected "
+                f"{count}, one a channel, or a file for each, named "
+                f"..._0000.nii.gz to ..._{count - 1:04d}.nii.gz, side by side"
+            )
+        with named(paths[0], "NIfTI file"):
+            voxels = np.asarray(first.file.dataobj).reshape(*first.grid.shape, count)
+        check_finite(voxels, paths[0])
+        return voxels, first.grid, first.spacing_mm
+    channels = []
+    for path in paths:
+        voxels, grid, _ = read_nifti(path)
+        turned = bring_to(voxels, grid, first.grid)
+        if turned is None:
+            raise DataError(
+                f"{path}: lies on another grid than {paths[0].name} of the same case; resample it "
+                "onto that one"
+            )
+        channels.append(turned)
+    return np.stack(channels, axis=-1), first.grid, first.spacing_mm
+
+
 def read_nifti_label(path: Path) -> tuple[Num[np.ndarray, "x y z"], Grid]:
     """Returns class numbers in the axes of their file, as they are stored, and their place."""
     count = open_nifti(path).volumes
@@ -181,6 +215,16 @@ def relabel(
     if unknown.size:
         raise DataError(f"{path}: the label holds {unknown[0]}; expected 0 and {sorted(numbers)}")
     return table[label]
+
+
+def scale(
+    image: Num[np.ndarray, "*spatial channels"], intensity: str | Sequence[str]
+) -> Num[np.ndarray, "*spatial channels"]:
+    """Intensities by one rule of `INTENSITIES`, or each channel by its own."""
+    if isinstance(intensity, str):
+        return INTENSITIES[intensity](image)
+    channels = [INTENSITIES[rule](image[..., index]) for index, rule in enumerate(intensity)]
+    return np.stack(channels, axis=-1)
 
 
 def check_hounsfield(image: np.ndarray, path: Path, advice: str) -> None:

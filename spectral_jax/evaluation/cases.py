@@ -52,6 +52,11 @@ class MatchedCases:
         partner = DATASETS[ours.name].partner(theirs.name, ours.classes)
         numbers, names = label_map(partner, theirs.classes, ours.classes)
         self.labels = trained.labels
+        if ours.channel_names and theirs.channel_names != ours.channel_names:
+            raise ValueError(
+                f"{theirs.name!r} has the channels {', '.join(theirs.channel_names) or 'of one'}; "
+                f"the network takes {', '.join(ours.channel_names)}, in this order"
+            )
         if theirs.overlapping and not self.labels.overlapping:
             raise ValueError(
                 f"the classes of {theirs.name!r} overlap, and those of the network exclude each "

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -40,6 +41,7 @@ DICOM_MODALITIES = {  # by words of a data set's modality
     "histology": {"SM", "GM"},
     "microscopy": {"SM", "GM"},
 }
+CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # nnU-Net's names, without ending
 AS_STORED = (
     "the run does not store the orientation of its training volumes (the files had none, or an "
     "older version prepared them: then prepare and train again); scans are used as they are "
@@ -52,7 +54,7 @@ class Source:
     """Files that are to hold one case.
 
     Attributes:
-      files: one, or those of a DICOM series.
+      files: one, one for each channel, or those of a DICOM series.
       name: of what is written, without an ending: folders stay as they are below the input.
       reason: why it cannot be done; "" if nothing is known against it.
     """
@@ -97,11 +99,14 @@ class Failure:
     reason: str
 
 
-def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[Source]:
+def find_sources(
+    paths: Sequence[pathlib.Path], output: pathlib.Path, channels: int = 1
+) -> list[Source]:
     """Finds cases in files and, recursively, in folders.
 
     In a folder only files of known formats count, none that are hidden and none below `output`;
     files of a DICOM series are a case. Of `a.jpg` and `a.png` the results are `a_jpg` and `a_png`.
+    Of several `channels`, `a_0000.nii.gz`, `a_0001.nii.gz` ... side by side are a case, `a`.
 
     Raises:
       DataError: for a path that is not there, for nothing found, or where a result would take the
@@ -119,7 +124,7 @@ def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[So
         raise DataError(
             f"{', '.join(map(str, paths))}: no pictures, NIfTI, HDF5, npz or DICOM files there"
         )
-    sources = _named_apart(sources)
+    sources = _named_apart(_join_channels(sources, channels) if channels > 1 else sources)
     if all(source.reason for source in sources):
         raise DataError(sources[0].reason)
     inputs = {file.resolve() for source in sources for file in source.files}
@@ -131,6 +136,22 @@ def find_sources(paths: Sequence[pathlib.Path], output: pathlib.Path) -> list[So
                     "output"
                 )
     return sources
+
+
+def _join_channels(sources: Sequence[Source], channels: int) -> list[Source]:
+    """Puts files of one case together, in the order of their numbers, in the place of the first."""
+    numbered: dict[tuple[pathlib.Path, str, str], dict[int, pathlib.Path]] = {}
+    for source in sources:
+        match, file = CHANNEL_FILE.fullmatch(source.name), source.files[0]
+        if match and len(source.files) == 1:
+            of_case = numbered.setdefault((file.parent, match["case"], _ending(file)), {})
+            of_case[int(match["channel"])] = file
+    joined: dict[pathlib.Path, Source] = {}
+    for (_, name, _), of_case in numbered.items():
+        if sorted(of_case) == list(range(channels)):
+            files = tuple(of_case[number] for number in range(channels))
+            joined |= {file: Source(files, name) for file in files}
+    return list(dict.fromkeys(joined.get(source.files[0], source) for source in sources))
 
 
 def _named_apart(sources: Sequence[Source]) -> list[Source]:
@@ -208,7 +229,7 @@ def prepare_image(
       scan: the case.
       data: what the network was trained on.
       file: to be named in errors.
-      intensity: another rule, a key of `spectral_jax.data.volumes.INTENSITIES`.
+      intensity: another rule, a key of `spectral_jax.data.volumes.INTENSITIES`, of all channels.
 
     Returns:
       `[depth, height, width, channels]`, uint8 or uint16.
@@ -218,17 +239,23 @@ def prepare_image(
     """
     _check_modality(scan, data, file)
     image = scan.image
+    if data.channel_names and image.shape[-1] != data.channels:
+        raise DataError(
+            f"{file}: {image.shape[-1]} channel{'s' * (image.shape[-1] != 1)}, but the network "
+            f"takes {data.channels} ({', '.join(data.channel_names)})"
+        )
     if scan.kind == "nifti" and min(image.shape[1:3]) < 2:
         depth, height, width = image.shape[:3]
         raise DataError(
             f"{file}: {depth} slices of {height} x {width} pixels, turned as in training "
             f"({data.orientation or 'as stored'}); expected slices along the same direction"
         )
+    rule: str | tuple[str, ...]
     if intensity:
-        rule = intensity
+        rule = len(data.channel_names) * (intensity,) or intensity
     elif scan.kind == "picture":
         rule = "identity"
-        if data.intensity == "ct_window":
+        if "ct_window" in data.intensity:
             raise DataError(
                 f"{file}: a picture, but the network was trained on Hounsfield units "
                 f"({data.modality}); if its grey values are such, windowed as there, say "
@@ -238,7 +265,9 @@ def prepare_image(
         rule = "unit"
     else:
         rule = data.intensity
-        if rule == "ct_window" and not scan.rescaled:
+        for index, of_channel in enumerate((rule,) if isinstance(rule, str) else rule):
+            if of_channel != "ct_window" or scan.rescaled:
+                continue
             advice = f"the network was trained on them ({data.modality}); if they are, say "
             advice += "--intensity=ct_window"
             if scan.kind == "dicom":
@@ -246,7 +275,7 @@ def prepare_image(
                     f"{file}: no RescaleIntercept, so stored values need not be Hounsfield units; "
                     f"{advice}"
                 )
-            volumes.check_hounsfield(image, file, advice)
+            volumes.check_hounsfield(image[..., index], file, advice)
     if rule == "identity" and image.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"{file}: values of type {image.dtype}, but the network was trained on 8- or 16-bit "
@@ -258,7 +287,7 @@ def prepare_image(
             "how to scale them, such as --intensity=mri_percentile"
         )
     bits = data.bits if rule == "identity" else 16
-    return pictures.as_stored(volumes.INTENSITIES[rule](image), data.channels, bits, file)
+    return pictures.as_stored(volumes.scale(image, rule), data.channels, bits, file)
 
 
 def _check_modality(scan: Scan, data: DatasetInfo, file: pathlib.Path) -> None:
@@ -389,7 +418,11 @@ def _open(
         return Failure(source, source.reason)
     try:
         scan = formats.read_scan(
-            source.files, data.axes or formats.AXES, data.volume, data.orientation
+            source.files,
+            data.axes or formats.AXES,
+            data.volume,
+            data.orientation,
+            channels=len(data.channel_names) or 1,
         )
         image = prepare_image(scan, data, file, intensity)
         volume = scan.kind == "nifti" or (scan.kind == "dicom" and len(scan.image) > 1)

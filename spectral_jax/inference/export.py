@@ -18,6 +18,7 @@ import numpy as np
 
 import spectral_jax
 from spectral_jax.data.datasets import DATASETS
+from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.data.volumes import CT_WINDOW, MRI_PERCENTILES
 from spectral_jax.files import read_json, written_whole
 from spectral_jax.inference.predictor import apply_network
@@ -163,7 +164,8 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
             "shape": ["batch", *config.data.example_size, data.channels],
             "type": "float32",
             "range": [0, 1],
-            "intensity": {"rule": data.intensity, "meaning": INTENSITIES[data.intensity]},
+            "channels": list(data.channel_names),
+            "intensity": {"rule": data.intensity, "meaning": _describe_intensity(data)},
             "resize": "patches at the resolution of the volume"
             if config.data.patch_size
             else "bilinear, averaging where it shrinks, to this size",
@@ -193,6 +195,13 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
             **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax")},
         },
     }
+
+
+def _describe_intensity(data: DatasetInfo) -> str:
+    if isinstance(data.intensity, str):
+        return INTENSITIES[data.intensity]
+    rules = zip(data.channel_names, data.intensity, strict=True)
+    return "; ".join(f"{name}: {INTENSITIES[rule]}" for name, rule in rules)
 
 
 def _scores(workdir: Any, step: int) -> list[dict[str, Any]]:

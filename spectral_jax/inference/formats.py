@@ -22,6 +22,7 @@ from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
 from spectral_jax.data import pictures, volumes
+from spectral_jax.data.datasets.files import read_channels
 from spectral_jax.data.geometry import Grid, Turn, turn_to, turned_sides
 from spectral_jax.data.volumes import DataError, Spacing
 from spectral_jax.files import written_whole
@@ -71,14 +72,17 @@ def read_scan(
     axes: tuple[int, ...] = AXES,
     channel: int | None = None,
     orientation: str = "",
+    channels: int = 1,
 ) -> Scan:
     """Reads a case.
 
     Args:
-      files: one picture, NIfTI, HDF5 or npz file, or those of a DICOM series.
+      files: one picture, NIfTI, HDF5 or npz file; one for each channel, of pictures and NIfTI; or
+        those of a DICOM series.
       axes: those of a NIfTI file, once turned, that become depth, height and width.
       channel: which volume to take of a NIfTI file that holds several; None if it may not.
       orientation: what volumes are turned to: see `spectral_jax.data.geometry`; "" for none.
+      channels: how many volumes a NIfTI file holds, or files there are, of which all are taken.
 
     Raises:
       DataError: for damaged files, and for those that are no single case; it names the file.
@@ -86,9 +90,10 @@ def read_scan(
     first = files[0]
     kind = file_kind(first)
     if kind == "picture":
-        return _read_picture(first)
+        return _read_picture(files)
     if kind == "nifti":
-        return _read_nifti(first, partial(turn_to, orientation=orientation, axes=axes), channel)
+        find_turn = partial(turn_to, orientation=orientation, axes=axes)
+        return _read_nifti(files, find_turn, channel, channels)
     if kind == "arrays":
         return _read_arrays(first)
     if kind == "dicom":
@@ -148,8 +153,8 @@ def _beside(stem: pathlib.Path, ending: str) -> pathlib.Path:
     return stem.with_name(stem.name + ending)  # a dot in the name is no ending
 
 
-def _read_picture(path: pathlib.Path) -> Scan:
-    picture = pictures.read_picture(path)
+def _read_picture(files: Sequence[pathlib.Path]) -> Scan:
+    picture, path = read_channels(files), files[0]
     resolution: dict[str, Any] = {"dpi": picture.dpi} if picture.dpi else {}
 
     def write_labels(labels, stem, classes, colors):
@@ -179,8 +184,18 @@ def _write_npz_probabilities(probabilities, stem):
     return target
 
 
-def _read_nifti(path: pathlib.Path, find_turn: Callable[[Grid], Turn], channel: int | None) -> Scan:
-    voxels, grid, sides_mm = volumes.read_nifti(path, channel)
+def _read_nifti(
+    files: Sequence[pathlib.Path],
+    find_turn: Callable[[Grid], Turn],
+    channel: int | None,
+    channels: int,
+) -> Scan:
+    path = files[0]
+    if channels > 1:
+        voxels, grid, sides_mm = volumes.read_nifti_channels(files, channels)
+    else:
+        voxels, grid, sides_mm = volumes.read_nifti(path, channel)
+        voxels = voxels[..., None]
     file = volumes.open_nifti(path).file
     header, affine, shape = file.header, file.affine, file.shape[:3]
     turn = find_turn(grid)
@@ -191,7 +206,7 @@ def _read_nifti(path: pathlib.Path, find_turn: Callable[[Grid], Turn], channel: 
         return [target]
 
     return Scan(
-        turn.apply(voxels)[..., None],
+        turn.apply(voxels),
         turned_sides(sides_mm, turn),
         "nifti",
         write_labels,

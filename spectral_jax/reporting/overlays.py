@@ -29,8 +29,10 @@ def data_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:
 def draw_image(
     image: UInt8[np.ndarray, "height width *channels"],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The image in colour at the size of the page."""
-    return _resize(Image.fromarray(image.squeeze()).convert("RGB"), Image.Resampling.BICUBIC)
+    """The image in colour at the size of the page; of several channels the first."""
+    if image.ndim == 3 and image.shape[-1] != 3:
+        image = image[..., 0]
+    return _resize(Image.fromarray(image).convert("RGB"), Image.Resampling.BICUBIC)
 
 
 def draw_labels(

@@ -14,6 +14,7 @@ from spectral_jax.data.datasets import (
     mni152,
     montgomery_shenzhen,
     monuseg,
+    nnunet,
     ph2,
     sunnybrook,
     synapse,
@@ -26,7 +27,7 @@ from spectral_jax.data.volumes import DataError
 _MODULES = (
     *(synapse, acdc, isic2018, ph2, kvasir_seg, cvc_clinicdb, glas, monuseg),
     *(dsb2018, drive, chasedb1, montgomery_shenzhen, sunnybrook),
-    *(mni152, decathlon, folder),
+    *(mni152, decathlon, nnunet, folder),
 )
 DATASETS: dict[str, Dataset] = {module.DATASET.name: module.DATASET for module in _MODULES}
 

@@ -78,7 +78,8 @@ def prepare(
     root = _find_root(dataset, root)
     data_dir = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     stem = re.sub(r"[^\w.-]+", "_", root.name if root else dataset.name, flags=re.ASCII)
-    name = f"{stem}-{fingerprint(dataset, root, everything)}"
+    beside = dataset.beside(root) if root else ()
+    name = f"{stem}-{fingerprint(dataset, root, everything, beside)}"
     folder = data_dir / dataset.name / name / VERSION
     if folder.is_dir():
         return folder
@@ -91,7 +92,7 @@ def prepare(
             found = found._replace(splits=splits, notes=(*found.notes, *notes))
             dataset = dataclasses.replace(dataset, **found.details)
             _check_classes(dataset, root)
-            dataset = code_labels(dataset, **coding)
+            dataset = code_labels(dataset, **({"regions": dataset.regions} | coding))
             written = _write(dataset, found, temporary, name, root, everything)
             folder.parent.mkdir(parents=True, exist_ok=True)
             written.rename(folder)
@@ -166,13 +167,19 @@ def find_prepared(
     return folders[-1]
 
 
-def fingerprint(dataset: Dataset, root: pathlib.Path | None, options: Mapping[str, Any]) -> str:
+def fingerprint(
+    dataset: Dataset,
+    root: pathlib.Path | None,
+    options: Mapping[str, Any],
+    beside: Sequence[pathlib.Path] = (),
+) -> str:
     """Eight hexadecimal digits that change with the options and the raw files' names and dates."""
     files = []
     if root is not None:
-        for path in walk(root):
+        for path in (*walk(root), *beside):
             stat = path.stat()
-            files.append((str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns))
+            name = path.relative_to(root) if path.is_relative_to(root) else path
+            files.append((str(name), stat.st_size, stat.st_mtime_ns))
     text = json.dumps([dataset.name, VERSION, str(root), files, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -290,7 +297,9 @@ def _dataset_info(
         features=tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(
-                    shape=(None, None, channels), dtype=dtype, encoding_format="png"
+                    shape=(None, None, 3 if channels == 3 and dtype == np.uint8 else 1),
+                    dtype=dtype,
+                    encoding_format="png",
                 ),
                 "label": tfds.features.Image(
                     shape=(None, None, 1), dtype=dataset.labels.dtype, encoding_format="png"
@@ -307,7 +316,10 @@ def _dataset_info(
             colors=list(dataset.colors),
             modality=dataset.modality,
             channels=channels,
-            intensity=dataset.intensity,
+            channel_names=list(dataset.channel_names),
+            intensity=dataset.intensity
+            if isinstance(dataset.intensity, str)
+            else list(dataset.intensity),
             orientation=dataset.orientation,
             overlapping=dataset.overlapping,
             ignore=dataset.ignore_label is not None,
@@ -315,6 +327,7 @@ def _dataset_info(
             volume=dataset.volume,
             bits=dataset.bits,
             groups={case.name: case.group for split in found.splits.values() for case in split},
+            folds=dict(found.folds),
         ),
     )
 
@@ -437,8 +450,13 @@ def cut_tiles(
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """A PNG of `[height, width, 1 or 3]`, uint8, or with one channel uint16."""
+    """A PNG of `[height, width, channels]`, uint8 or uint16.
+
+    Of colour in 8 bits; other channels lie below each other.
+    """
     file = io.BytesIO()
-    picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    if array.shape[-1] != 3 or array.dtype != np.uint8:
+        array = np.concatenate(list(np.moveaxis(array, -1, 0)))
+    picture = Image.fromarray(array)
     picture.save(file, "PNG", compress_level=PNG_LEVEL)
     return file.getvalue()

@@ -72,6 +72,7 @@ class Found(NamedTuple):
       notes: what a user should know of this folder.
       tile: training pictures are cut into squares of this size; 0 for whole ones.
       details: fields of the `Dataset` that only the files tell.
+      folds: for cases by name, the number of the published fold that holds them out.
     """
 
     splits: Mapping[str, Sequence[Case]]
@@ -79,6 +80,7 @@ class Found(NamedTuple):
     notes: Sequence[str] = ()
     tile: int = 0
     details: Mapping[str, Any] = {}
+    folds: Mapping[str, int] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +109,17 @@ class Dataset:
       name: as in `--config.data.name`.
       description: one sentence.
       modality: such as "T1 MRI".
-      channels: 1 or 3; None if the files tell.
+      channels: how many there are; None if the files tell.
+      channel_names: where each channel is a volume or a file of its own, such as "FLAIR"; () for
+        pictures and for a single one.
       bits: how many bits the values of its 16-bit pictures use; they are stored in full range.
       classes: names, background first; None if the files tell.
       licence: as far as known.
       source: where to get the files, and which of them go where.
       read: `read(root, **options)` finds the cases of each split.
-      intensity: how intensities are scaled, a key of `spectral_jax.data.volumes.INTENSITIES`.
+      beside: the files outside of the root that `read` looks at, too.
+      intensity: how intensities are scaled, a key of `spectral_jax.data.volumes.INTENSITIES`, or
+        one for each of `channel_names`.
       orientation: what its NIfTI files are turned to: see `spectral_jax.data.geometry`; "" where
         the files have none.
       ignore_label: value of labels whose pixels do not count; None if all do.
@@ -134,7 +140,9 @@ class Dataset:
     licence: str
     source: str
     read: Callable[..., Found]
-    intensity: str = "identity"
+    beside: Callable[[Path], Sequence[Path]] = lambda root: ()
+    channel_names: tuple[str, ...] = ()
+    intensity: str | tuple[str, ...] = "identity"
     orientation: str = ""
     ignore_label: int | None = None
     overlapping: bool = False

@@ -1,6 +1,7 @@
 """Finding the files of a data set, and cases made of them."""
 
 import codecs
+import dataclasses
 import os
 import re
 import unicodedata
@@ -18,7 +19,8 @@ from spectral_jax.data.volumes import DataError, Nifti
 
 Pair = tuple[Path, Path]
 Masks = Path | tuple[Path, ...]  # of all classes, or of each of some
-Masked = tuple[Path, Masks]
+Images = Path | tuple[Path, ...]  # of all channels, or a grey one for each
+Masked = tuple[Images, Masks]
 ReadMask = Callable[[Any], np.ndarray]  # of Masks
 PICTURE = r"(?:png|jpe?g|tiff?|bmp|gif)"
 
@@ -137,18 +139,38 @@ def picture_case(
     name: str, *pairs: Masked, group: str = "", read_mask: ReadMask = pictures.read_binary_mask
 ) -> Case:
     """A case of one picture, or of pictures that are the slices of a volume."""
-    images = [image for image, _ in pairs]
-    masks = [path for _, masks in pairs for path in ([masks] if isinstance(masks, Path) else masks)]
+    images, masks = (
+        [path for paths in of for path in _paths(paths)] for of in zip(*pairs, strict=True)
+    )
     return Case(name, (*images, *masks), partial(_load_pictures, pairs, read_mask), group)
+
+
+def _paths(paths: Path | tuple[Path, ...]) -> tuple[Path, ...]:
+    return (paths,) if isinstance(paths, Path) else paths
+
+
+def read_channels(paths: Sequence[Path]) -> pictures.Picture:
+    """Reads a picture, or grey pictures of one size as its channels."""
+    first, *others = (pictures.read_picture(path) for path in paths)
+    for path, other in zip(paths[1:], others, strict=True):
+        if other.pixels.shape[:2] != first.pixels.shape[:2]:
+            raise DataError(
+                f"{path}: {other.pixels.shape[:2]} pixels, but {paths[0].name} of the same case "
+                f"{first.pixels.shape[:2]}; the channels of a case have one size"
+            )
+    if others and any(picture.pixels.shape[-1] != 1 for picture in (first, *others)):
+        raise DataError(f"{paths[0]}: colour in one of {len(paths)} files of a case; expected grey")
+    pixels = np.concatenate([picture.pixels for picture in (first, *others)], axis=-1)
+    return dataclasses.replace(first, pixels=pixels)
 
 
 def _load_pictures(pairs: Sequence[Masked], read_mask: ReadMask) -> Loaded:
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     notes: dict[str, None] = {}
-    for image_path, mask_paths in pairs:
-        picture, mask = pictures.read_picture(image_path), read_mask(mask_paths)
-        mask_path = mask_paths if isinstance(mask_paths, Path) else mask_paths[0]
+    for image_paths, mask_paths in pairs:
+        picture, mask = read_channels(_paths(image_paths)), read_mask(mask_paths)
+        image_path, mask_path = _paths(image_paths)[0], _paths(mask_paths)[0]
         image = picture.pixels
         if picture.turned and mask.shape == image.shape[1::-1] != image.shape[:2]:
             raise DataError(
@@ -160,15 +182,15 @@ def _load_pictures(pairs: Sequence[Masked], read_mask: ReadMask) -> Loaded:
         notes |= dict.fromkeys(picture.notes)
         if images and image.shape[:2] != images[0].shape[:2]:
             raise DataError(
-                f"{image_path}: {image.shape}, but {pairs[0][0].name} of the same case is "
-                f"{images[0].shape}; slices of a volume have one size"
+                f"{image_path}: {image.shape}, but {_paths(pairs[0][0])[0].name} of the same case "
+                f"is {images[0].shape}; slices of a volume have one size"
             )
         images.append(image)
         masks.append(mask)
     channels = max(image.shape[-1] for image in images)
     images = [
-        pictures.fit_channels(image, channels, path)
-        for image, (path, _) in zip(images, pairs, strict=True)
+        pictures.fit_channels(image, channels, _paths(paths)[0])
+        for image, (paths, _) in zip(images, pairs, strict=True)
     ]
     return Loaded(np.stack(images), np.stack(masks), notes=tuple(notes))
 
@@ -230,10 +252,10 @@ def common_orientation(headers: Mapping[Path, Nifti]) -> tuple[str, list[str]]:
 
 def nifti_case(
     name: str,
-    image: Path,
+    images: Images,
     label: Path,
     *,
-    intensity: str,
+    intensity: str | Sequence[str],
     orientation: str,
     group: str = "",
     axes: tuple[int, int, int] = (2, 1, 0),
@@ -241,23 +263,23 @@ def nifti_case(
     numbers: Mapping[int, int] | None = None,
     hounsfield: bool = False,
 ) -> Case:
-    """A case of two NIfTI files.
+    """A case of NIfTI files.
 
     Args:
       name: of the case.
-      image: the scan.
+      images: the scan; of several channels, one file of all or a file for each.
       label: class numbers, on the grid of the scan or of a flipped or permuted one.
-      intensity: a key of `spectral_jax.data.volumes.INTENSITIES`.
+      intensity: a key of `spectral_jax.data.volumes.INTENSITIES`, or one for each channel.
       orientation: what the scan is turned to first: see `geometry.turn_to`.
       group: the patient.
       axes: which of the turned axes become depth, height and width.
       volume: which one to take of a scan that holds several.
       numbers: renumbers the label: see `volumes.relabel`.
-      hounsfield: whether values must be Hounsfield units.
+      hounsfield: whether values of the rule "ct_window" must be Hounsfield units.
     """
     load = partial(
         _load_nifti,
-        image,
+        _paths(images),
         label,
         intensity=intensity,
         turn_to=partial(geometry.turn_to, orientation=orientation, axes=axes),
@@ -265,27 +287,33 @@ def nifti_case(
         numbers=numbers,
         hounsfield=hounsfield,
     )
-    return Case(name, (image, label), load, group)
+    return Case(name, (*_paths(images), label), load, group)
 
 
 def _load_nifti(
-    image_path: Path,
+    image_paths: Sequence[Path],
     label_path: Path,
     *,
-    intensity: str,
+    intensity: str | Sequence[str],
     turn_to: Callable[[Grid], Turn],
     volume: int | None,
     numbers: Mapping[int, int] | None,
     hounsfield: bool,
 ) -> Loaded:
-    image, grid, spacing_mm = volumes.read_nifti(image_path, volume)
-    if hounsfield:
-        volumes.check_hounsfield(
-            image,
-            image_path,
-            "subtract what was added to them, often 1000 or 1024; if they are, say "
-            "--option=intensity=ct_window",
-        )
+    image_path = image_paths[0]
+    if isinstance(intensity, str):
+        image, grid, spacing_mm = volumes.read_nifti(image_path, volume)
+        image = image[..., None]
+    else:
+        image, grid, spacing_mm = volumes.read_nifti_channels(image_paths, len(intensity))
+    for index, rule in enumerate([intensity] if isinstance(intensity, str) else intensity):
+        if hounsfield and rule == "ct_window":
+            volumes.check_hounsfield(
+                image[..., index],
+                image_paths[index % len(image_paths)],
+                "subtract what was added to them, often 1000 or 1024; if they are, say "
+                "--option=intensity=ct_window",
+            )
     label, label_grid = volumes.read_nifti_label(label_path)
     try:
         label, note = geometry.bring_label(label, label_grid, grid)
@@ -303,9 +331,8 @@ def _load_nifti(
         raise DataError(
             f"{image_path}: {depth} slices of {height} x {width} pixels; expected at least 2 x 2"
         )
-    scaled = volumes.INTENSITIES[intensity](turn.apply(image))
     return Loaded(
-        scaled[..., None],
+        volumes.scale(turn.apply(image), intensity),
         turn.apply(label),
         geometry.turned_sides(spacing_mm, turn),
         notes=(note,) if note else (),

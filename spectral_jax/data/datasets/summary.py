@@ -140,6 +140,7 @@ def write(
         "modality": dataset.modality,
         "classes": dict(zip(dataset.classes or (), dataset.colors, strict=True)),
         "intensity": dataset.intensity,
+        "channel_names": dataset.channel_names,
         "licence": dataset.licence,
         "official_cases": found.official,
         "remarks": notes,
@@ -266,6 +267,8 @@ def _paint(
     scale = SHEET_PIXELS / max(labels.shape)
     size = tuple(max(1, round(scale * length)) for length in labels.shape)
     image, labels = resize_image(image, size), resize_label(labels, size)
+    if image.shape[-1] != 3:  # of several channels the first
+        image = image[..., :1]
     pixels = image.astype(np.float32) * (255 / np.iinfo(image.dtype).max)
     pixels = np.broadcast_to(pixels, (*size, 3)).copy()
     for other in {number, *np.unique(labels[(labels > 0) & (labels < len(colors))])}:
