@@ -1,4 +1,4 @@
-r"""Three-dimensional UNet on any folder of nnU-Net's format: `dataset.json`, `imagesTr`, `labelsTr`.
+r"""Three-dimensional UNet on a folder of nnU-Net: `dataset.json`, `imagesTr`, `labelsTr`.
 
 spectral-jax train --config=nnunet --config.data.root=nnUNet_raw/Dataset004_Hippocampus \
     --workdir=runs/hippocampus

@@ -6,8 +6,8 @@ official test part are secret, so the training part is split by case.
 
 Several modalities are the channels of an image; `channel` takes one of them, by number or name. CT
 is scaled by its window, all else by percentiles; `intensity` names another rule of
-`spectral_jax.data.volumes`, or one for each channel. Classes must be numbered 0, 1, 2, ... without a
-gap; `renumber=True` closes gaps and keeps the order.
+`spectral_jax.data.volumes`, or one for each channel. Classes must be numbered 0, 1, 2, ... without
+a gap; `renumber=True` closes gaps and keeps the order.
 """
 
 from collections.abc import Sequence
