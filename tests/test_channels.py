@@ -20,8 +20,8 @@ from spectral_jax.evaluation.evaluate import evaluate
 from spectral_jax.inference.cases import Failure, find_sources, predict_sources
 from spectral_jax.inference.export import describe_model
 from spectral_jax.inference.predictor import Predictor
-from spectral_jax.training.config import parse_config
 from spectral_jax.inference.trained import TrainedModel
+from spectral_jax.training.config import parse_config
 
 BRATS = ("FLAIR", "T1w", "t1gd", "T2w")
 NAMES = tuple(f"hippocampus_{number:03d}" for number in (4, 7, 8, 11, 14))

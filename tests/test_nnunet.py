@@ -104,7 +104,8 @@ def test_regions_and_the_ignore_label(root):
     write(root, labels=labels, truth=truth, regions_class_order=[1, 2, 3])
     everything = Split(prepared(root), "all")
     assert everything.info.classes == ("background", "whole", "core", "enhancing")
-    assert everything.info.overlapping and everything.info.ignore
+    assert everything.info.overlapping
+    assert everything.info.ignore
     coding = everything.info.labels
     for name in NAMES[:2]:
         stored, raw = everything.volume(name).label, truth(name).T
