@@ -91,7 +91,7 @@ def test_tiles_take_a_third_more_pixels_than_there_are():
     predictor = Predictor(trained(image_size=224), tiles=True)
     count = predictor.count_inputs(np.empty((1, 12_000, 12_000, 1), np.uint8))
     assert 1 < count * 224**2 / 12_000**2 < 1.36
-    assert predictor.blended_bytes(np.empty((1, 12_000, 12_000, 1), np.uint8)) < 50e6
+    assert predictor.extra_bytes(np.empty((1, 12_000, 12_000, 1), np.uint8)) < 50e6
 
 
 @pytest.mark.parametrize("tiles", [False, True])

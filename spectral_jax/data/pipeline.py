@@ -29,7 +29,8 @@ def training_batches(
       examples: what to draw from.
       batch_size: of all processes together.
       seed: of the order and of what is random in `cut_patch`.
-      cut_patch: applied to each example, with a generator that depends on its place in the order.
+      cut_patch: applied to each example, with a generator and a number that depend on its place in
+        the order.
       first_step: the step of the first batch.
       process_index: of this process.
       process_count: how many processes share the batch.
@@ -43,6 +44,8 @@ def training_batches(
         )
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
     if cut_patch is not None:
+        if cut_patch.foreground:
+            dataset = dataset.map_with_index(lambda number, of: {**of, "number": number})
         dataset = dataset.random_map(cut_patch)
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
     dataset = dataset[process_index::process_count]

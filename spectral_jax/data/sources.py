@@ -2,18 +2,23 @@
 
 import dataclasses
 import io
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt
 from PIL import Image
 
+from spectral_jax import limits
 from spectral_jax.data import headers
 from spectral_jax.data.labels import Labels
-from spectral_jax.data.volumes import DataError
+from spectral_jax.data.resampling import resample_image, resample_label, shape_at
+from spectral_jax.data.volumes import DataError, Spacing
+
+MOST_PLACES = 10_000  # of each class that patches are cut around, as nnU-Net keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,8 @@ class DatasetInfo:
       ignore: whether there are pixels that do not count.
       channel_names: where each channel was a volume or a file of its own, such as "FLAIR"; () of
         pictures and of a single one.
+      patch_spacing_mm: of a voxel, (depth, height, width) or (height, width), to which cases are
+        brought before a network sees patches of them; () where they stay as they are.
     """
 
     name: str
@@ -73,6 +80,7 @@ class DatasetInfo:
     overlapping: bool = False
     ignore: bool = False
     channel_names: tuple[str, ...] = ()
+    patch_spacing_mm: tuple[float, ...] = ()
 
     @property
     def labels(self) -> Labels:
@@ -222,17 +230,25 @@ class Split:
             "delete this folder and start again, and the data set is prepared again"
         )
 
+    def spacing_mm(self, case: str) -> Spacing | None:
+        """`(depth, height, width)` of a voxel of a case, or None where unknown."""
+        depth, height, width = map(float, self._read(self._slices[case][0])["spacing_mm"])
+        return (depth, height, width) if np.isfinite([depth, height, width]).all() else None
+
+    def median_spacing_mm(self) -> tuple[float, ...]:
+        """The median over cases along each axis; () if no case's is known."""
+        known = [spacing for case in self.cases if (spacing := self.spacing_mm(case))]
+        return tuple(map(float, np.median(known, axis=0))) if known else ()
+
     def volume(self, case: str) -> Volume:
         """All slices of a case, in order."""
         records = self._slices[case]
         images, labels = zip(*(self.slice(record) for record in records), strict=True)
-        spacing = self._records[records[0]]["spacing_mm"]
-        known = bool(np.isfinite(spacing).all())
         return Volume(
             name=case,
             image=np.stack(images),
             label=np.stack(labels),
-            spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])) if known else None,
+            spacing_mm=self.spacing_mm(case),
         )
 
 
@@ -249,27 +265,52 @@ def fit_patch(array: np.ndarray, start: Sequence[int], size: Sequence[int]) -> n
     return np.pad(patch, missing + [(0, 0)] * (array.ndim - len(size)))
 
 
+def foreground_places(
+    label: UInt[np.ndarray, "*spatial"], labels: Labels
+) -> list[Int[np.ndarray, " places"]]:
+    """Where each class is that is there, as indices of the flat label; at most 10,000, evenly."""
+    foreground = np.flatnonzero(label)
+    values = label.ravel()[foreground]
+    places = []
+    for number in range(1, labels.classes + 1):
+        of_class = foreground[labels.mask(values, number)]
+        if len(of_class):
+            chosen = np.linspace(0, len(of_class) - 1, min(len(of_class), MOST_PLACES))
+            places.append(of_class[chosen.astype(int)])
+    return places
+
+
 class TrainingVolumes:
     """Whole cases of a split, decoded once and then kept in memory, for patches to be cut from.
 
     An element is a dictionary of `image` `[depth, height, width, channels]`, `label` `[depth,
-    height, width]` and `record`, the number of the case.
+    height, width]`, `record`, the number of the case, and `foreground`: see `foreground_places`.
     """
 
-    def __init__(self, split: Split):
+    def __init__(self, split: Split, spacing_mm: Sequence[float] = ()):
+        """Takes a split, and the spacing of the last axes that cases are brought to; () for none.
+
+        What is at that spacing, or of unknown spacing, stays as it is.
+        """
         self._split = split
-        self._cache: dict[int, dict[str, np.ndarray | np.int32]] = {}
+        self._spacing_mm = tuple(spacing_mm)
+        self._cache: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._split.cases)
 
-    def __getitem__(self, record: int) -> dict[str, np.ndarray | np.int32]:
+    def __getitem__(self, record: int) -> dict[str, Any]:
         if record not in self._cache:
             volume = self._split.volume(self._split.cases[record])
+            shape = shape_at(volume.label.shape, volume.spacing_mm, self._spacing_mm)
+            if shape != volume.label.shape:
+                limits.check_bytes(volume.name, math.prod(shape) * volume.image[0, 0, 0].nbytes)
+            label = resample_label(volume.label, shape)
             self._cache[record] = {
-                "image": volume.image,
-                "label": volume.label,
+                "image": resample_image(volume.image, shape),
+                "label": label,
                 "record": np.int32(record),
+                "foreground": foreground_places(label, self._split.info.labels),
             }
         return self._cache[record]
 
@@ -279,23 +320,55 @@ class TrainingVolumes:
 
 
 class CutPatch:
-    """Cuts a patch of one size out of a volume: at random, or from its middle."""
+    """Cuts a patch of one size out of a volume: anywhere, or around a voxel of the foreground.
 
-    def __init__(self, size: tuple[int, ...]):
-        self._size = size
+    Attributes:
+      foreground: share of patches that are cut around foreground.
+    """
+
+    def __init__(self, size: tuple[int, ...], foreground: float = 0.0):
+        """Takes a size, of which two numbers are those of a patch of a slice, and the share."""
+        self._in_slices = len(size) == 2
+        self._size = (1, *size) if self._in_slices else size
+        self.foreground = foreground
 
     def __call__(self, example: dict, generator: np.random.Generator | None = None) -> dict:
-        """Without a generator, the middle."""
+        """Cuts at random; without a generator, around the foreground's middle, or the volume's.
+
+        Of examples with a `number`, counted from 0, every third is cut around foreground, for a
+        share of a third, and the classes of a case take turns.
+        """
         room = [max(0, n - p) for n, p in zip(example["label"].shape, self._size, strict=True)]
-        if generator is None:
+        centre = self._centre(example, generator)
+        if centre is not None:
+            start = [
+                min(max(0, c - n // 2), r) for c, n, r in zip(centre, self._size, room, strict=True)
+            ]
+        elif generator is None:
             start = [n // 2 for n in room]
         else:
             start = [int(generator.integers(n + 1)) for n in room]
-        return {
-            "image": fit_patch(example["image"], start, self._size),
-            "label": fit_patch(example["label"], start, self._size),
-            "record": example["record"],
-        }
+        image, label = (
+            fit_patch(example[key], start, self._size)[0 if self._in_slices else ...]
+            for key in ("image", "label")
+        )
+        return {"image": image, "label": label, "record": example["record"]}
+
+    def _centre(self, example: dict, generator: np.random.Generator | None) -> list[int] | None:
+        """A voxel of the foreground, if it is this example's turn and there is any."""
+        classes = example["foreground"] if self.foreground else []
+        if not classes:
+            return None
+        if generator is None:
+            places = np.sort(np.concatenate(classes))
+            place = places[len(places) // 2]
+        else:
+            turn = int(example["number"] * self.foreground)
+            if int((example["number"] + 1) * self.foreground) == turn:
+                return None
+            places = classes[turn % len(classes)]
+            place = places[generator.integers(len(places))]
+        return [int(index) for index in np.unravel_index(place, example["label"].shape)]
 
 
 class TrainingSlices:

@@ -78,7 +78,8 @@ def analyse_errors(
     def look(name: str) -> dict[str, Any]:
         objects, properties, near = [], [], []
         volume = cases.volume(name)
-        prediction = cases.restrict(predictor.labels(volume.image), volume.valid)
+        labels = predictor.labels(volume.image, volume.spacing_mm)
+        prediction = cases.restrict(labels, volume.valid)
         counted = ... if volume.valid is None else volume.valid
         confusion = confusion_matrix(prediction[counted], volume.label[counted], len(classes))
         for label in cases.scored:

@@ -97,7 +97,7 @@ def measure_calibration(
         sums = dict.fromkeys(keys, nothing)
         around_truth = dict.fromkeys(STATES, nothing)
         ranks = dict.fromkeys(cases.scored, ranking_counts(np.empty(0), np.empty(0, bool)))
-        predicted = predictor.slices([volume.image])
+        predicted = predictor.slices([volume.image], [volume.spacing_mm])
         valid = np.ones(volume.label.shape, bool) if volume.valid is None else volume.valid
         for probabilities, truth, counted in zip(predicted, volume.label, valid, strict=True):
             as_trained = cases.restrict_probabilities(probabilities)
@@ -188,7 +188,7 @@ def _validation_pixels(
         for name in chosen:
             volume = cases.volume(name)
             share = max(1, FIT_PIXELS // (len(chosen) * len(volume.label)))
-            predicted = predictor.slices([volume.image])
+            predicted = predictor.slices([volume.image], [volume.spacing_mm])
             valid = np.ones(volume.label.shape, bool) if volume.valid is None else volume.valid
             for probabilities, truth, counted in zip(predicted, volume.label, valid, strict=True):
                 drawn = generator.integers(truth.size, size=min(share, truth.size))

@@ -61,7 +61,8 @@ def evaluate(
 
     def score(name: str) -> dict[str, Any]:
         volume = cases.volume(name)
-        prediction = cases.restrict(predictor.labels(volume.image), volume.valid)
+        labels = predictor.labels(volume.image, volume.spacing_mm)
+        prediction = cases.restrict(labels, volume.valid)
         rows = [
             {"case": name, "group": split.groups[name], "class": classes[label]}
             | _score(volume, prediction, cases.labels, label, nsd_tolerance)
@@ -120,7 +121,8 @@ def _examples(
             break
         case = ranked[position]
         volume = cases.volume(case)
-        prediction = cases.restrict(predictor.labels(volume.image), volume.valid)
+        labels = predictor.labels(volume.image, volume.spacing_mm)
+        prediction = cases.restrict(labels, volume.valid)
         index = fullest_slice(volume.label, prediction)
         pictures[f"{rank}_image"] = in_8_bits(volume.image[index]).squeeze()
         pictures[f"{rank}_label"] = cases.labels.topmost(volume.label[index])

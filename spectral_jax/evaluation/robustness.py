@@ -11,6 +11,7 @@ from jaxtyping import UInt
 
 from spectral_jax.data.corruptions import LEVELS, corrupt, for_modality, strength
 from spectral_jax.data.sources import Split, resize_image
+from spectral_jax.data.volumes import Spacing
 from spectral_jax.evaluation.cases import (
     MatchedCases,
     by_case,
@@ -87,7 +88,7 @@ def measure_robustness(
             else corrupt(image, *condition, modality=modality, case=name)
             for condition in [CLEAN, *conditions]
         )
-        predictions = _labels(predictor, images, volume.label.shape)
+        predictions = _labels(predictor, images, volume.label.shape, volume.spacing_mm)
         for (corruption, severity), labels in zip([CLEAN, *conditions], predictions, strict=True):
             prediction = cases.restrict(labels, volume.valid)
             for label in cases.scored:
@@ -137,10 +138,13 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _labels(
-    predictor: Predictor, images: Iterator[np.ndarray], shape: tuple[int, int, int]
+    predictor: Predictor,
+    images: Iterator[np.ndarray],
+    shape: tuple[int, int, int],
+    spacing_mm: Spacing | None,
 ) -> Iterator[UInt[np.ndarray, "depth height width"]]:
     """The labels of each of some images of one case, at its original shape."""
-    slices = predictor.slices(images)
+    slices = predictor.slices(images, itertools.repeat(spacing_mm))
     while of_image := list(itertools.islice(slices, shape[0])):
         yield np.stack([predictor.decide(resize_image(p, shape[1:3])) for p in of_image])
 

@@ -6,6 +6,7 @@ that `evaluate` scores.
 
 import collections
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -46,6 +47,12 @@ AS_STORED = (
     "the run does not store the orientation of its training volumes (the files had none, or an "
     "older version prepared them: then prepare and train again); scans are used as they are "
     "stored, which is right only for those stored like the training volumes"
+)
+
+
+NO_SPACING = (
+    "the spacing is not known, so the network sees the case as it is stored, and not at the "
+    "spacing that it was trained at"
 )
 
 
@@ -327,11 +334,11 @@ def predict_sources(
     open_source = partial(_open, predictor=predictor, data=data, intensity=intensity, kept=kept)
     opened = run_ahead(open_source, sources, READ_AHEAD)
 
-    def images() -> Iterator[np.ndarray]:
+    def begun() -> Iterator[_Begun]:
         for case in opened:
             waiting.append(case)
             if isinstance(case, _Begun):
-                yield case.image
+                yield case
 
     def finished() -> Iterator[Prediction | Failure]:
         while waiting and (isinstance(case := waiting[0], Failure) or case.is_done):
@@ -345,7 +352,12 @@ def predict_sources(
 
     while True:
         try:
-            for rows in predictor.rows(images(), report):
+            images, spacings = itertools.tee(begun())
+            for rows in predictor.rows(
+                (case.image for case in images),
+                report,
+                (case.scan.spacing_mm for case in spacings),
+            ):
                 yield from finished()
                 first = waiting[0]
                 assert isinstance(first, _Begun)
@@ -430,10 +442,12 @@ def _open(
             scan = dataclasses.replace(scan, notes=(*scan.notes, AS_STORED))
         shape = image.shape[:3]
         limits.check_bytes(file, 4 * kept * math.prod(shape))
-        limits.check_bytes(file, predictor.blended_bytes(image))
+        limits.check_bytes(file, predictor.extra_bytes(image, scan.spacing_mm))
+        if data.patch_spacing_mm and scan.spacing_mm is None:
+            scan = dataclasses.replace(scan, notes=(*scan.notes, NO_SPACING))
         probabilities = np.empty((*shape, kept), np.float32) if kept else None
         labels = np.empty(shape, predictor.labels_dtype)
-        decide, inputs = predictor.decide, predictor.count_inputs(image)
+        decide, inputs = predictor.decide, predictor.count_inputs(image, scan.spacing_mm)
         return _Begun(source, scan, image, labels, probabilities, decide, inputs)
     except (DataError, limits.TooLargeError) as error:
         return Failure(source, str(error))
@@ -445,7 +459,8 @@ def _predict_alone(predictor: Predictor, case: _Begun, progress: Progress) -> Pr
     """Predicts a case from its beginning."""
     case.rows_done = case.inputs_done = 0
     try:
-        for rows in predictor.rows([case.image], partial(case.advance, progress=progress)):
+        report = partial(case.advance, progress=progress)
+        for rows in predictor.rows([case.image], report, [case.scan.spacing_mm]):
             case.take(rows)
     except Exception as error:  # such as memory that the network does not get
         reason = f"{case.source.files[0]}: not predicted: {type(error).__name__}: {error}"

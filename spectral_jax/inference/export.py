@@ -166,9 +166,7 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
             "range": [0, 1],
             "channels": list(data.channel_names),
             "intensity": {"rule": data.intensity, "meaning": _describe_intensity(data)},
-            "resize": "patches at the resolution of the volume"
-            if config.data.patch_size
-            else "bilinear, averaging where it shrinks, to this size",
+            "resize": _describe_size(trained),
         },
         "output": {
             "shape": ["batch", *config.data.example_size, len(channels)],
@@ -195,6 +193,15 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
             **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax")},
         },
     }
+
+
+def _describe_size(trained: TrainedModel) -> str:
+    if not trained.config.data.patch_size:
+        return "bilinear, averaging where it shrinks, to this size"
+    sides = " x ".join(f"{side:g}" for side in trained.data.patch_spacing_mm)
+    if not sides:
+        return "patches at the resolution of the case"
+    return f"patches of the case, resampled to voxels of {sides} mm"
 
 
 def _describe_intensity(data: DatasetInfo) -> str:

@@ -14,7 +14,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, UInt
 
 from spectral_jax.data.augment import to_unit_range
+from spectral_jax.data.resampling import resample_image, resample_slices, shape_at
 from spectral_jax.data.sources import fit_patch, resize_image, resize_rows
+from spectral_jax.data.volumes import Spacing
 from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.losses.activation import Activation, activate
 from spectral_jax.models import compiler_options
@@ -24,6 +26,7 @@ from spectral_jax.training.config import ConfigError
 PATCH_OVERLAP = 1 / 2  # of volumes, as nnU-Net has
 TILE_OVERLAP = 1 / 8  # of pictures: 1.3 times their pixels, where a half would be four times
 PART_PIXELS = 2**22  # whose probabilities are computed at once
+UNKNOWN: Iterable[None] = itertools.repeat(None)  # spacings of cases
 
 
 class Predictor:
@@ -70,6 +73,8 @@ class Predictor:
         self._input_size = config.data.example_size
         self._slice_size = (config.data.image_size, config.data.image_size)
         self._tiles = tiles
+        self._patches = bool(config.data.patch_size)
+        self._spacing_mm = trained.data.patch_spacing_mm
         self._softmax = trained.activation == "softmax"
         if threshold is not None and (self._softmax or not 0 < threshold < 1):
             raise ConfigError(
@@ -103,10 +108,10 @@ class Predictor:
         """What the network sees of a case: "slices", "tiles" or "patches"."""
         if len(self._input_size) == 3:
             return "patches"
-        return "tiles" if self._tiles else "slices"
+        return "tiles" if self._tiles or self._patches else "slices"
 
     def slices(
-        self, images: Iterable[np.ndarray]
+        self, images: Iterable[np.ndarray], spacings_mm: Iterable[Spacing | None] = UNKNOWN
     ) -> Iterator[Float[np.ndarray, "height width classes"]]:
         """Class probabilities of each slice of each case in turn; see `rows`."""
         heights: collections.deque[int] = collections.deque()
@@ -117,7 +122,7 @@ class Predictor:
                 yield image
 
         parts: list[np.ndarray] = []
-        for rows in self.rows(noted()):
+        for rows in self.rows(noted(), spacings_mm=spacings_mm):
             parts.append(rows)
             if sum(map(len, parts)) == heights[0]:
                 yield np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -125,45 +130,72 @@ class Predictor:
                 parts.clear()
 
     def rows(
-        self, images: Iterable[np.ndarray], report: Callable[[int], object] = lambda inputs: None
+        self,
+        images: Iterable[np.ndarray],
+        report: Callable[[int], object] = lambda inputs: None,
+        spacings_mm: Iterable[Spacing | None] = UNKNOWN,
     ) -> Iterator[Float[np.ndarray, "rows width classes"]]:
         """Class probabilities of each slice of each case in turn, some rows of it at a time.
 
         A network of slices sees them at the training size, or in tiles of it; its probabilities are
-        interpolated linearly. A network of patches slides over a volume. Slices, tiles and patches
-        of several cases share a batch. Beside a case and two batches, memory holds what is blended:
-        of a picture, rows as many as a tile has; of a volume, slices as many as a patch has.
+        interpolated linearly. A network of patches slides over a case, at the spacing that it was
+        trained at; its probabilities come back to the grid of the case, again linearly. Slices,
+        tiles and patches of several cases share a batch. Beside a case and two batches, memory
+        holds what is blended: of a picture, rows as many as a tile has; of a volume, slices as many
+        as a patch has.
 
         Args:
           images: of each case `[depth, height, width, channels]`, uint8 or uint16.
           report: called with the number of slices, tiles or patches that the network has done since
             last time, before what it found in them is given out.
+          spacings_mm: of each case, `(depth, height, width)`; None where it is not known.
         """
+        sized = zip(images, spacings_mm)  # noqa: B905  (unknown ones have no end)
         if len(self._input_size) == 3:
-            for slices in self._blended(images, PATCH_OVERLAP, report):
-                yield from slices
+            volumes = (
+                (image.shape[:3], resample_image(image, self._shape_seen(image, spacing_mm)))
+                for image, spacing_mm in sized
+            )
+            for part in self._blended(volumes, PATCH_OVERLAP, report):
+                yield from part
             return
-        all_slices = itertools.chain.from_iterable(images)
-        for in_tiles, of_kind in itertools.groupby(all_slices, self._needs_tiles):
+
+        def slices() -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+            for image, spacing_mm in sized:
+                _, *seen = self._shape_seen(image, spacing_mm)
+                for of_slice in image:
+                    yield image.shape[1:3], resample_image(of_slice, seen)
+
+        for in_tiles, of_kind in itertools.groupby(slices(), lambda of: self._needs_tiles(of[1])):
             if in_tiles:
                 yield from self._blended(of_kind, TILE_OVERLAP, report)
             else:
-                yield from self._resized(of_kind, report)
+                yield from self._resized((of_slice for _, of_slice in of_kind), report)
 
-    def count_inputs(self, image: np.ndarray) -> int:
+    def count_inputs(self, image: np.ndarray, spacing_mm: Spacing | None = None) -> int:
         """How many slices, tiles or patches the network sees of a case."""
+        seen = self._shape_seen(image, spacing_mm)
         if len(self._input_size) == 3:
-            return len(window_starts(image.shape[:3], self._input_size, PATCH_OVERLAP))
+            return len(window_starts(seen, self._input_size, PATCH_OVERLAP))
         if not self._needs_tiles(image[0]):
             return len(image)
-        return len(image) * len(window_starts(image.shape[1:3], self._input_size, TILE_OVERLAP))
+        return len(image) * len(window_starts(seen[1:], self._input_size, TILE_OVERLAP))
 
-    def blended_bytes(self, image: np.ndarray) -> int:
-        """Memory that blending takes for the tiles or patches of a case, beside the case itself."""
+    def extra_bytes(self, image: np.ndarray, spacing_mm: Spacing | None = None) -> int:
+        """Memory that a case takes beside itself: at another spacing, and where it is blended."""
         if len(self._input_size) == 2 and not self._needs_tiles(image[0]):
             return 0
-        across = math.prod(image.shape[1:3]) if len(self._input_size) == 3 else image.shape[2]
-        return 4 * self._input_size[0] * across * (self.channels + 1)
+        depth, height, width = self._shape_seen(image, spacing_mm)
+        across = height * width if len(self._input_size) == 3 else width
+        blended = 4 * self._input_size[0] * across * (self.channels + 1)
+        if (depth, height, width) == image.shape[:3]:
+            return blended
+        entries = depth if len(self._input_size) == 3 else 1
+        return blended + 4 * entries * height * width * image.shape[-1]
+
+    def _shape_seen(self, image: np.ndarray, spacing_mm: Spacing | None) -> tuple[int, ...]:
+        """Depth, height and width of a case at the spacing that the network sees."""
+        return shape_at(image.shape[:3], spacing_mm, self._spacing_mm)
 
     def decide(
         self, probabilities: Float[np.ndarray, "*spatial classes"]
@@ -173,13 +205,15 @@ class Predictor:
             return probabilities.argmax(-1).astype(np.uint8)
         return self._labels.pack(probabilities > self.threshold)
 
-    def labels(self, image: np.ndarray) -> UInt[np.ndarray, "depth height width"]:
+    def labels(
+        self, image: np.ndarray, spacing_mm: Spacing | None = None
+    ) -> UInt[np.ndarray, "depth height width"]:
         """What each voxel of a case `[depth, height, width, channels]` is; see `decide`."""
-        rows = [self.decide(probabilities) for probabilities in self.rows([image])]
-        return np.concatenate(rows).reshape(image.shape[:3])
+        rows = map(self.decide, self.rows([image], spacings_mm=[spacing_mm]))
+        return np.concatenate(list(rows)).reshape(image.shape[:3])
 
     def _needs_tiles(self, of_slice: np.ndarray) -> bool:
-        return self._tiles and max(of_slice.shape[:2]) > self._input_size[0]
+        return self._patches or (self._tiles and max(of_slice.shape[:2]) > self._input_size[0])
 
     def _resized(
         self, slices: Iterable[np.ndarray], report: Callable[[int], object]
@@ -195,18 +229,32 @@ class Predictor:
                     yield resize_rows(probabilities, (height, width), rows)
 
     def _blended(
-        self, images: Iterable[np.ndarray], overlap: float, report: Callable[[int], object]
+        self,
+        images: Iterable[tuple[tuple[int, ...], np.ndarray]],
+        overlap: float,
+        report: Callable[[int], object],
     ) -> Iterator[np.ndarray]:
-        """Blends tiles of pictures `[height, width, channels]`, or patches of volumes."""
+        """Blends tiles of pictures `[height, width, channels]`, or patches of volumes.
+
+        Each comes with the shape that its probabilities are brought to.
+        """
         size = self._input_size
         windows = (
-            ((number, image.shape[: len(size)], start), fit_patch(image, start, size))
-            for number, image in enumerate(images)
-            for start in window_starts(image.shape[: len(size)], size, overlap)
+            ((number, wanted, image.shape[:-1], start), fit_patch(image, start, size))
+            for number, (wanted, image) in enumerate(images)
+            for start in window_starts(image.shape[:-1], size, overlap)
         )
         of_windows = self._in_batches(windows, report)
-        for (_, shape), of_image in itertools.groupby(of_windows, lambda item: item[0][:2]):
-            yield from blend(shape, size, ((start, p) for (*_, start), p in of_image))
+        for (_, wanted, shape), of_image in itertools.groupby(of_windows, lambda item: item[0][:3]):
+            parts = blend(shape, size, ((start, p) for (*_, start), p in of_image))
+            if wanted == shape:
+                yield from parts
+            elif len(shape) == 3:
+                slices = itertools.chain.from_iterable(parts)
+                for of_slice in resample_slices(slices, shape[0], wanted):
+                    yield of_slice[None]
+            else:
+                yield from resample_slices([np.concatenate(list(parts))], 1, (1, *wanted))
 
     def _in_batches(
         self, inputs: Iterable[tuple[Any, np.ndarray]], report: Callable[[int], object]

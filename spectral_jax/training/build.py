@@ -69,7 +69,7 @@ def make_model(config: Config, labels: Labels) -> nn.Module:
         options["dtype"] = jnp.bfloat16
     module = MODELS.get(config.model.name)
     if module is not None and "image_size" in module.__dataclass_fields__:
-        options.setdefault("image_size", config.data.image_size)
+        options.setdefault("image_size", config.data.example_size[-1])
     return build_model(config.model.name, num_classes=channels_out(config, labels), **options)
 
 

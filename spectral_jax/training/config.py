@@ -86,8 +86,13 @@ class DataConfig:
       root: folder of its raw files; "" for sets that bring their own.
       data_dir: where prepared sets are kept; "" for the folder of tensorflow-datasets.
       image_size: pictures and slices are resized to this square for training.
-      patch_size: (depth, height, width) of patches of volumes, cut at their own resolution, to
-        train a three-dimensional network; () to train on slices.
+      patch_size: (depth, height, width) of patches of volumes, to train a three-dimensional
+        network; (height, width) of patches of slices or pictures; () to train on whole slices.
+      foreground: share of the patches that are cut around foreground, classes in turn.
+      resample: bring cases to one spacing before patches are cut; predictions come back to the
+        grid of each case. Without, and where the spacing is not known, each keeps its own.
+      spacing_mm: that spacing, for each number of `patch_size`; () for the median of the training
+        cases.
       options: further arguments of the data set's reader.
     """
 
@@ -96,15 +101,24 @@ class DataConfig:
     data_dir: str = ""
     image_size: int = number(224, least=8, most=16384)
     patch_size: tuple[int, ...] = number((), least=1, most=4096)
+    foreground: float = number(1 / 3, least=0, most=1)
+    resample: bool = True
+    spacing_mm: tuple[float, ...] = number((), above=0, most=1000)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _check_ranges("data", self)
         _require(
-            len(self.patch_size) in (0, 3) and all(isinstance(n, int) for n in self.patch_size),
+            len(self.patch_size) in (0, 2, 3) and all(isinstance(n, int) for n in self.patch_size),
             "data.patch_size",
             self.patch_size,
-            "three sizes (depth, height, width), or () for slices",
+            "sizes (depth, height, width), (height, width) of slices, or () for whole slices",
+        )
+        _require(
+            not self.spacing_mm or (self.resample and len(self.spacing_mm) == len(self.patch_size)),
+            "data.spacing_mm",
+            self.spacing_mm,
+            f"a number for each of patch_size={self.patch_size}, with resample=True; or ()",
         )
 
     @property

@@ -15,7 +15,13 @@ from etils import epath
 
 from spectral_jax.data import pipeline
 from spectral_jax.data.datasets.summary import read_class_share
-from spectral_jax.data.sources import CutPatch, Split, TrainingSlices, TrainingVolumes
+from spectral_jax.data.sources import (
+    CutPatch,
+    DatasetInfo,
+    Split,
+    TrainingSlices,
+    TrainingVolumes,
+)
 from spectral_jax.metrics import overlap
 from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.training import distributed, run, sharding
@@ -74,7 +80,8 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
     folder = run.prepare_data(config.data)
     split = Split(folder, "train")
-    examples = make_examples(split, config.data)
+    data = dataclasses.replace(split.info, patch_spacing_mm=patch_spacing(config.data, split))
+    examples = make_examples(split, config.data, data)
     steps_per_epoch = len(examples) / config.train.batch_size
     total_steps = math.ceil(config.train.epochs * steps_per_epoch)
     if total_steps > MANY:
@@ -86,20 +93,20 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     built = build(config, split.info.labels, split.info.channels, mesh, total_steps)
     objective = make_objective(config, split.info.labels, read_class_share(folder))
     train_step = make_train_step(built.model, config, total_steps, built.layout, objective)
-    validator = Validator(config, built, folder)
+    validator = Validator(config, built, folder, data)
 
     with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
-        run.check_run(config, workdir, split.info, checkpoints.last_step)
+        run.check_run(config, workdir, data, checkpoints.last_step)
         state = initial_state(config, built, checkpoints)
         first_step = int(state.step)
         if first_step == total_steps:
-            run.claim_run(config, workdir, split.info, first_step)
+            run.claim_run(config, workdir, data, first_step)
             return False
         batches = pipeline.training_batches(
             examples,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
-            cut_patch=CutPatch(config.data.patch_size) if config.data.patch_size else None,
+            cut_patch=make_cut(config.data),
             first_step=first_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -121,7 +128,7 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                 before = (step, records, metrics)
                 if step == first_step + 1:
                     check_finite(*before, examples, checkpoints.last_step)
-                    run.claim_run(config, workdir, split.info, first_step)
+                    run.claim_run(config, workdir, data, first_step)
                     log.open()
 
                 request = stop.agreed(save=distributed.is_first() and save_timer.is_over())
@@ -165,11 +172,35 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     return True
 
 
-def make_examples(split: Split, config: DataConfig) -> TrainingSlices | TrainingVolumes:
+def patch_spacing(config: DataConfig, split: Split) -> tuple[float, ...]:
+    """The spacing that cases are brought to before patches are cut; () for none.
+
+    Raises:
+      ConfigError: for a spacing that is asked for where no case's is known.
+    """
+    if not config.patch_size or not config.resample:
+        return ()
+    median = split.median_spacing_mm()
+    if config.spacing_mm and not median:
+        raise ConfigError(
+            f"config.data.spacing_mm={config.spacing_mm}: the spacing of no case of "
+            f"{split.info.name!r} is known, so none can be brought to another"
+        )
+    return config.spacing_mm or median[-len(config.patch_size) :]
+
+
+def make_examples(
+    split: Split, config: DataConfig, data: DatasetInfo
+) -> TrainingSlices | TrainingVolumes:
     """What one epoch goes through once: slices of one size, or volumes to cut patches from."""
     if config.patch_size:
-        return TrainingVolumes(split)
+        return TrainingVolumes(split, data.patch_spacing_mm)
     return TrainingSlices(split, config.image_size)
+
+
+def make_cut(config: DataConfig) -> CutPatch | None:
+    """What cuts patches; None for whole slices."""
+    return CutPatch(config.patch_size, config.foreground) if config.patch_size else None
 
 
 def initial_state(config: Config, built: Built, checkpoints: Checkpoints) -> TrainState:
@@ -219,16 +250,20 @@ def check_finite(
 
 
 class Validator:
-    """Dice of the validation split, as in training: of resized slices, or of volumes' middles."""
+    """Dice of the validation split, as in training: of resized slices, or of a patch a volume.
 
-    def __init__(self, config: Config, built: Built, folder: pathlib.Path):
+    The patch lies around the middle of the foreground, or, without patches around foreground in
+    training, in the volume's middle.
+    """
+
+    def __init__(self, config: Config, built: Built, folder: pathlib.Path, data: DatasetInfo):
         try:
             self._split: Split | None = Split(folder, "validation")
         except ValueError:
             self._split = None
             return
-        self._examples = make_examples(self._split, config.data)
-        self._cut_patch = CutPatch(config.data.patch_size) if config.data.patch_size else None
+        self._examples = make_examples(self._split, config.data, data)
+        self._cut_patch = make_cut(config.data)
         self._batch_size = config.train.batch_size
         self._mesh = sharding.mesh_of(built.layout)
         labels = self._split.info.labels
