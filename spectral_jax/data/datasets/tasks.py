@@ -108,16 +108,18 @@ def _read_labels(values: Mapping[str, Any], file: Path, renumber: bool) -> tuple
     labels = _entry(values, file, "labels")
     by_name = not all(key.strip().isdigit() for key in labels)  # as nnU-Net 2 has them
     pairs = labels.items() if by_name else ((name, key) for key, name in labels.items())
-    members = {str(name): _class_numbers(name, of, file) for name, of in pairs}
-    ignored = members.pop("ignore", None) if by_name else None
-    if ignored is not None and len(ignored) != 1:
-        raise DataError(f"{file}: the label 'ignore' has the numbers {ignored}; expected one")
-    names = {0: "background"} | {of[0]: name for name, of in members.items() if of[0]}
+    members = [(str(name), _class_numbers(name, of, file)) for name, of in pairs]
+    ignored = dict(members).get("ignore") if by_name else None
+    if ignored is not None:
+        members.remove(("ignore", ignored))
+        if len(ignored) != 1:
+            raise DataError(f"{file}: the label 'ignore' has the numbers {ignored}; expected one")
+    names = {0: "background"} | {of[0]: name for name, of in members if of[0]}
     if any(isinstance(of, list) for of in labels.values()):  # regions
-        alone = {of[0]: name for name, of in members.items() if len(of) == 1}
-        highest = max(number for of in members.values() for number in of)
+        alone = {of[0]: name for name, of in members if len(of) == 1}
+        highest = max(number for _, of in members for number in of)
         classes = tuple(alone.get(n, f"label {n}") for n in range(1, highest + 1))
-        regions = {name: [n for n in of if n] for name, of in members.items() if any(of)}
+        regions = {name: [n for n in of if n] for name, of in members if any(of)}
         return ("background", *classes), None, regions, ignored and ignored[0]
     old = sorted(names)
     if old[-1] > 255:
