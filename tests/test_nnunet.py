@@ -257,6 +257,12 @@ def test_what_is_not_understood_is_named(root, said, message):
         prepared(write(root, **said))
 
 
+def test_the_folder_of_all_sets_is_not_one_of_them(root):
+    write(root)
+    with pytest.raises(DataError, match=r"nnUNet_raw: holds data sets; .*/Dataset001_Test"):
+        prepare(DATASETS["nnunet"], root=root.parent, data_dir=root.parents[1] / "data")
+
+
 def test_channels_of_other_grids_are_refused(root):
     write(root, channels=("T1", "T2"))
     path = root / "imagesTr/case_b_0001.nii.gz"

@@ -215,7 +215,7 @@ def test_cases_are_brought_to_the_median_spacing(uneven):
         assert volumes[index]["image"].shape == (*volumes[index]["label"].shape, 1)
 
 
-def test_a_spacing_needs_one_to_begin_with(mni152, uneven, monkeypatch):
+def test_a_spacing_needs_one_to_begin_with(uneven, monkeypatch):
     monkeypatch.setattr(type(uneven), "spacing_mm", lambda self, case: None)
     assert patch_spacing(data_config(patch_size=(4, 4)), uneven) == ()
     with pytest.raises(ConfigError, match="the spacing of no case of 'decathlon' is known"):

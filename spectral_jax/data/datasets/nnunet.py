@@ -44,6 +44,9 @@ def read(
     renumber: bool = False,
 ) -> Found:
     """Finds the cases of the training and test parts."""
+    inside = sorted(root.glob("Dataset*/dataset.json"))
+    if inside and not (root / "dataset.json").exists():
+        raise DataError(f"{root}: holds data sets; give one of them, such as {inside[0].parent}")
     task = tasks.read_task(root, renumber)
     ending = task.values.get("file_ending", ".nii.gz")
     if ending not in (*NIFTI_ENDINGS, *PICTURE_ENDINGS):

@@ -122,8 +122,6 @@ def _read_labels(values: Mapping[str, Any], file: Path, renumber: bool) -> tuple
         regions = {name: [n for n in of if n] for name, of in members if any(of)}
         return ("background", *classes), None, regions, ignored and ignored[0]
     old = sorted(names)
-    if old[-1] > 255:
-        raise DataError(f"{file}: a class has the number {old[-1]}; expected at most 255")
     classes = tuple(names[number] for number in old)
     if old == list(range(len(old))):
         return classes, None, {}, ignored and ignored[0]
