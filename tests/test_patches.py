@@ -1,10 +1,12 @@
 """Patches around foreground: how many, of which classes, and always the same ones."""
 
+import dataclasses
 import json
 
 import nibabel
 import numpy as np
 import pytest
+from etils import epath
 from raw_data import link
 
 from spectral_jax.data import pipeline
@@ -18,7 +20,8 @@ from spectral_jax.data.sources import (
     fit_patch,
     foreground_places,
 )
-from spectral_jax.training.config import DataConfig
+from spectral_jax.training.config import DataConfig, parse_config
+from spectral_jax.training.run import read_config
 
 
 def batches(examples, cut, count, **options):
@@ -162,3 +165,14 @@ def test_places_are_few_and_spread(rng):
         assert np.diff(of_class).max() < 100
     overlapping = foreground_places(np.array([[0, 1, 3], [2, 0, 255]], np.uint8), Labels(2, True))
     assert [places.tolist() for places in overlapping] == [[1, 2], [2, 3]]
+
+
+def test_older_runs_go_on_as_they_began(tmp_path):
+    """What they did not say of patches is what they did; of slices there is nothing to say."""
+    for patch_size, expected in (((4, 8, 8), (0.0, False)), ((), (1 / 3, True))):
+        values = dataclasses.asdict(parse_config({"data": {"patch_size": patch_size}}))
+        for key in ("foreground", "resample", "spacing_mm"):
+            del values["data"][key]
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        data = read_config(epath.Path(tmp_path)).data
+        assert (data.foreground, data.resample) == expected

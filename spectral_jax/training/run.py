@@ -32,6 +32,8 @@ FREE_KEYS = (
     *("data.root", "data.data_dir", "mesh.data", "mesh.fsdp"),
     *("train.log_every_steps", "train.save_every_steps", "train.save_every_minutes"),
 )
+# how patches were cut before a run could say it
+AS_OLDER_PATCHES = {"foreground": 0.0, "resample": False}
 # these too, where the run stopped at numbers that are not finite
 REMEDY_KEYS = ("optim.learning_rate", "optim.clip_norm")
 
@@ -180,8 +182,12 @@ def read_config(workdir: epath.Path) -> Config:
     file = workdir / CONFIG_FILE
     if not file.exists():
         raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it")
+    values = read_json(file, RESTORE)
+    data = values.get("data")
+    if isinstance(data, dict) and data.get("patch_size"):
+        values["data"] = AS_OLDER_PATCHES | data
     try:
-        return parse_config(read_json(file, RESTORE))
+        return parse_config(values)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 
