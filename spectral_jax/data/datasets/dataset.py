@@ -72,7 +72,7 @@ class Found(NamedTuple):
       notes: what a user should know of this folder.
       tile: training pictures are cut into squares of this size; 0 for whole ones.
       details: fields of the `Dataset` that only the files tell.
-      folds: for cases by name, the number of the published fold that holds them out.
+      folds: for training cases by name, the number of the published fold that holds them out.
     """
 
     splits: Mapping[str, Sequence[Case]]

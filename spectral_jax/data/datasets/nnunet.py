@@ -65,12 +65,7 @@ def read(
     else:
         found = _find_pictures(task, parts, channel)
     folds, note = _read_folds(root, [case.name for case in train])
-    held_out = [case for case in found.splits["train"] if folds.get(case.name) == 0]
-    splits = dict(found.splits)
-    if held_out:
-        splits["train"] = [case for case in found.splits["train"] if folds.get(case.name) != 0]
-        splits["validation" if test else "test"] = held_out
-    return found._replace(splits=splits, notes=(*found.notes, *note), folds=folds)
+    return found._replace(notes=(*found.notes, *note), folds=folds)
 
 
 def _listed(task: Task) -> list[Listed]:

@@ -8,11 +8,15 @@ from spectral_jax.data.volumes import DataError
 
 SPLITS = ("train", "validation", "test")
 TEST_SHARE = 0.2
+FIRST_FOLD = 0  # of published folds, which is the default
 Splits = dict[str, list[Case]]
 
 
 def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list[str]]:
     """The splits to write, those of the literature where they are there.
+
+    Published folds hold out cases of the training part: for validation, or, where there is no test
+    case, to test.
 
     Args:
       found: the cases.
@@ -31,6 +35,9 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
     unsplit = found.splits.get("all", ())
     splits = {name: list(found.splits.get(name, ())) for name in SPLITS}
     notes = []
+    if found.folds and not resplit:
+        splits["train"], held_out = part_fold(splits["train"], found.folds, FIRST_FOLD)
+        splits["validation" if splits["test"] else "test"] += held_out
     anew = resplit or not splits["test"]
     if anew:
         pool = [*unsplit, *(case for split in splits.values() for case in split)]
@@ -43,7 +50,7 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
         if not unsplit:
             why = "as asked" if resplit else "the files of the published test split are not there"
             notes.append(f"re-split; scores are not comparable with published ones: {why}")
-    if anew or "validation" not in found.splits:
+    if anew or ("validation" not in found.splits and not splits["validation"]):
         splits["train"], splits["validation"] = hold_out(splits["train"], validation)
         if splits["validation"]:
             notes.append(
@@ -51,6 +58,15 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
             )
     check(splits)
     return {name: cases for name, cases in splits.items() if cases}, notes
+
+
+def part_fold(
+    cases: Sequence[Case], folds: Mapping[str, int], number: int
+) -> tuple[list[Case], list[Case]]:
+    """Parts the cases that a fold trains on from those that it holds out."""
+    held = {name for name, fold in folds.items() if fold == number}
+    kept = [case for case in cases if case.name not in held]
+    return kept, [case for case in cases if case.name in held]
 
 
 def hold_out(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case]]:
