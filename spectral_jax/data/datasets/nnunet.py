@@ -65,7 +65,8 @@ def read(
     else:
         found = _find_pictures(task, parts, channel)
     folds, note = _read_folds(root, [case.name for case in train])
-    return found._replace(notes=(*found.notes, *note), folds=folds)
+    splits = found.splits if test or folds else {"all": found.splits["train"]}
+    return found._replace(splits=splits, notes=(*found.notes, *note), folds=folds)
 
 
 def _listed(task: Task) -> list[Listed]:
