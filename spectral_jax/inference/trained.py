@@ -3,17 +3,14 @@
 import dataclasses
 from typing import Any
 
-import jax
 from etils import epath
 from flax import linen as nn
 
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.losses.activation import Activation
-from spectral_jax.training import sharding
-from spectral_jax.training.build import build
-from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import Config, ConfigError, MeshConfig
+from spectral_jax.training.config import Config
+from spectral_jax.training.restore import restore_network
 from spectral_jax.training.run import read_config, read_dataset_info
 
 
@@ -62,13 +59,5 @@ def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
     """
     config = read_config(workdir)
     data = read_dataset_info(workdir)
-    mesh = sharding.make_mesh(MeshConfig())  # a copy on every device
-    built = build(config, data.labels, data.channels, mesh)
-    with Checkpoints(workdir) as checkpoints:
-        step = {"best": checkpoints.best_step, "last": checkpoints.last_step}[checkpoint]
-        if step is None:
-            raise ConfigError(f"{workdir} holds no checkpoint yet; train first")
-        state = checkpoints.restore(step, built.shapes, built.layout)
-    # each process predicts on its own
-    state = jax.tree.map(lambda array: array.addressable_data(0), state)
-    return TrainedModel(config, data, built.model, state.variables, step)
+    model, variables, step = restore_network(workdir, config, data, checkpoint)
+    return TrainedModel(config, data, model, variables, step)

@@ -19,6 +19,7 @@ from spectral_jax.losses.activation import ACTIVATIONS, Activation
 from spectral_jax.losses.spatial import POOLINGS
 from spectral_jax.losses.spectral import BANDS, NORMALISATIONS, SPECTRA, Band
 from spectral_jax.models import MODELS
+from spectral_jax.models.transfer import PARTS
 
 
 class ConfigError(ValueError):
@@ -73,6 +74,7 @@ def _check_ranges(name: str, section: Any) -> None:
                 raise ConfigError(f"config.{name}.{field.name}={value!r}: expected {allowed}")
 
 
+CHECKPOINTS = ("best", "last")
 FLOAT32_MAX = 3.4e38
 MANY = 2**30  # examples, steps or devices: more than there ever are
 
@@ -152,8 +154,11 @@ class ModelConfig:
 
     Attributes:
       name: a key of `spectral_jax.models.MODELS`.
-      pretrained: file of weights to start from; "" to start from random ones.
-      skip_head: leave the last layer random, for another number of classes than the file's.
+      pretrained: file of weights, or folder of a run, to start from; "" to start from random ones.
+      pretrained_checkpoint: of that run: "best" or "last".
+      pretrained_part: what to take of it: "all", or "encoder" alone.
+      skip_head: leave the last layer random, for other classes than the file's; between runs whose
+        classes differ this happens of itself.
       bfloat16: compute in bfloat16; parameters, logits and losses stay float32.
       activation: "softmax" for classes that exclude each other, "sigmoid" for each class by itself;
         "" for sigmoid where the classes of the data set overlap, and softmax otherwise.
@@ -163,6 +168,8 @@ class ModelConfig:
 
     name: str = "unet"
     pretrained: str = ""
+    pretrained_checkpoint: str = "best"
+    pretrained_part: str = "all"
     skip_head: bool = False
     bfloat16: bool = False
     activation: str = ""
@@ -170,6 +177,8 @@ class ModelConfig:
 
     def __post_init__(self):
         _require_choice("model.activation", self.activation, ("", *ACTIVATIONS))
+        _require_choice("model.pretrained_checkpoint", self.pretrained_checkpoint, CHECKPOINTS)
+        _require_choice("model.pretrained_part", self.pretrained_part, PARTS)
 
     def activation_for(self, overlapping: bool) -> Activation:
         """The activation, for classes that overlap or exclude each other.
@@ -308,11 +317,13 @@ class OptimConfig:
       learning_rate: peak value.
       weight_decay: of either kind.
       momentum: of "sgd".
-      poly_power: exponent of the decay of "sgd".
+      poly_power: exponent of the decay of "sgd"; with 0 the learning rate stays.
       warmup: share of the steps over which the learning rate of "adamw" rises from 0.
       clip_norm: gradients are scaled down to this norm; 0 for never.
       ema_decay: of the running mean of parameters that is evaluated, after a warm-up: see
         `spectral_jax.training.optim.ema_decay_schedule`; 0 for none.
+      restarts: steps at which the schedule of the learning rate starts again, to train a finished
+        run longer: warm restarts (Loshchilov and Hutter, ICLR 2017).
     """
 
     name: str = "sgd"
@@ -323,10 +334,15 @@ class OptimConfig:
     warmup: float = number(0.05, least=0, below=1)
     clip_norm: float = number(0.0, least=0, most=FLOAT32_MAX)
     ema_decay: float = number(0.0, least=0, below=1)
+    restarts: tuple[int, ...] = number((), least=1, most=MANY)
 
     def __post_init__(self):
         _require_choice("optim.name", self.name, ("sgd", "adamw"))
         _check_ranges("optim", self)
+        rising = all(isinstance(step, int) for step in self.restarts) and sorted(
+            set(self.restarts)
+        ) == list(self.restarts)
+        _require(rising, "optim.restarts", self.restarts, "whole numbers of steps that rise")
 
 
 @dataclasses.dataclass(frozen=True)

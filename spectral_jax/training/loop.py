@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -23,14 +21,15 @@ from spectral_jax.data.sources import (
     TrainingVolumes,
 )
 from spectral_jax.metrics import overlap
-from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.training import distributed, run, sharding
 from spectral_jax.training.build import Built, build
 from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import MANY, Config, ConfigError, DataConfig
+from spectral_jax.training.config import Config, ConfigError, DataConfig
 from spectral_jax.training.distributed import Preempted, Request
 from spectral_jax.training.logging import RunLog
 from spectral_jax.training.objective import make_objective
+from spectral_jax.training.optim import count_steps
+from spectral_jax.training.start import describe, initial_state
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
 
@@ -83,12 +82,7 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     data = dataclasses.replace(split.info, patch_spacing_mm=patch_spacing(config.data, split))
     examples = make_examples(split, config.data, data)
     steps_per_epoch = len(examples) / config.train.batch_size
-    total_steps = math.ceil(config.train.epochs * steps_per_epoch)
-    if total_steps > MANY:
-        raise ConfigError(
-            f"config.train.epochs={config.train.epochs:g}: {total_steps:g} steps of "
-            f"{config.train.batch_size} examples; expected at most {MANY}"
-        )
+    total_steps = count_steps(config, len(examples))
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
     built = build(config, split.info.labels, split.info.channels, mesh, total_steps)
     objective = make_objective(config, split.info.labels, read_class_share(folder))
@@ -96,8 +90,8 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     validator = Validator(config, built, folder, data)
 
     with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
-        run.check_run(config, workdir, data, checkpoints.last_step)
-        state = initial_state(config, built, checkpoints)
+        run.check_run(config, workdir, data, checkpoints.last_step, len(examples))
+        state, started_from = initial_state(config, data, built, checkpoints)
         first_step = int(state.step)
         if first_step == total_steps:
             run.claim_run(config, workdir, data, first_step)
@@ -114,6 +108,8 @@ def _train(config: Config, workdir: epath.Path) -> bool:
         with RunLog(workdir, first_step, total_steps) as log:
             if first_step:
                 log.say(f"resuming at step {first_step} of {total_steps}")
+            if started_from:
+                log.say(describe(started_from))
             before = None  # of the step that may still be running
             clock = Clock()
             save_timer = Timer(60 * config.train.save_every_minutes)
@@ -128,7 +124,7 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                 before = (step, records, metrics)
                 if step == first_step + 1:
                     check_finite(*before, examples, checkpoints.last_step)
-                    run.claim_run(config, workdir, data, first_step)
+                    run.claim_run(config, workdir, data, first_step, started_from)
                     log.open()
 
                 request = stop.agreed(save=distributed.is_first() and save_timer.is_over())
@@ -201,26 +197,6 @@ def make_examples(
 def make_cut(config: DataConfig) -> CutPatch | None:
     """What cuts patches; None for whole slices."""
     return CutPatch(config.patch_size, config.foreground) if config.patch_size else None
-
-
-def initial_state(config: Config, built: Built, checkpoints: Checkpoints) -> TrainState:
-    """The last checkpoint; without one, random or pretrained parameters."""
-    restored = checkpoints.restore_last(built.shapes, built.layout)
-    if restored is not None:
-        return restored
-    state = built.first_state(jax.random.key(config.train.seed))
-    if config.model.pretrained:
-        loaded = load_pretrained(
-            config.model.pretrained, state.variables, skip_head=config.model.skip_head
-        )
-        params = jax.device_put(loaded["params"], built.layout.params)
-        state = dataclasses.replace(
-            state,
-            params=params,
-            batch_stats=jax.device_put(loaded["batch_stats"], built.layout.batch_stats),
-            ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
-        )
-    return state
 
 
 def check_finite(

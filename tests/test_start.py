@@ -1,0 +1,152 @@
+"""Runs that start from another run, and runs that are trained longer."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from test_runs import changed, write_pictures
+
+from spectral_jax.configs import tiny
+from spectral_jax.inference.trained import restore
+from spectral_jax.training.config import ConfigError, parse_config
+from spectral_jax.training.loop import train
+from spectral_jax.training.run import read_config
+
+
+def small_config(root, **options):
+    """Three classes in eight pictures, a step an epoch."""
+    values = tiny.get_config()
+    values.data.update({"name": "folder", "root": str(root / "raw")})
+    values.data.update({"data_dir": str(root / "prepared"), "image_size": 32})
+    values.data.options.update(options)
+    values.objective.spectral = "none"
+    values.train.update({"batch_size": 8, "epochs": 3.0, "log_every_steps": 1})
+    return parse_config(values)
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """A finished run, and its configuration."""
+    root = tmp_path_factory.mktemp("earlier")
+    write_pictures(root / "raw", 8)
+    config = small_config(root)
+    train(config, epath.Path(root) / "run")
+    return config, epath.Path(root) / "run"
+
+
+def lines(workdir, kind="train"):
+    read = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in read if line["kind"] == kind]
+
+
+def parameters(workdir, checkpoint="last"):
+    return restore(workdir, checkpoint).variables
+
+
+def assert_close(ours, theirs, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, theirs)
+
+
+# a rate that changes nothing: what a run starts from can be read from its checkpoint
+STANDING = {"name": "sgd", "learning_rate": 1e-12, "weight_decay": 0.0}
+
+
+def test_a_run_starts_from_the_last_checkpoint_of_another(earlier, tmp_path, capsys):
+    config, source = earlier
+    config = changed(config, "model", pretrained=str(source), pretrained_checkpoint="last")
+    config = changed(changed(config, "optim", **STANDING), "train", epochs=1.0)
+    workdir = epath.Path(tmp_path) / "run"
+    train(config, workdir)
+    ours, theirs = (parameters(of)["params"] for of in (workdir, source))
+    assert_close(ours, theirs, atol=1e-9)
+    report = json.loads((workdir / "pretrained.json").read_text())
+    assert report["from"] == str(source)
+    assert report["checkpoint"] == {"name": "last", "step": 3}
+    assert (report["part"], report["fitted"], report["new"]) == ("all", {}, [])
+    count = len(jax.tree.leaves(parameters(workdir)))
+    assert len(report["loaded"]) == count
+    said = f"starting from {source} (last checkpoint, step 3): {count} arrays loaded, 0 new"
+    assert said in capsys.readouterr().err
+
+
+def test_other_classes_have_a_new_last_layer_and_the_source_is_needed_once(
+    earlier, tmp_path, capsys
+):
+    _, source = earlier
+    shutil.copytree(source, tmp_path / "source")
+    write_pictures(tmp_path / "raw", 8)
+    (tmp_path / "raw" / "classes.txt").write_text("background\nring\ndisc")
+    config = changed(small_config(tmp_path), "model", pretrained=str(tmp_path / "source"))
+    config = changed(changed(config, "optim", **STANDING), "train", epochs=1.0, seed=1)
+    workdir = epath.Path(tmp_path) / "run"
+    train(config, workdir)
+    ours, theirs = parameters(workdir)["params"], parameters(source, "best")["params"]
+    head = ours.pop("head"), theirs.pop("head")
+    assert np.abs(head[0]["kernel"] - head[1]["kernel"]).max() > 0.1
+    assert_close(ours, theirs, atol=1e-9)
+    assert "32 arrays loaded, 2 new\n  new: head" in capsys.readouterr().err
+    report = json.loads((workdir / "pretrained.json").read_text())
+    assert report["new"] == ["params/head/bias", "params/head/kernel"]
+
+    shutil.rmtree(tmp_path / "source")
+    assert not train(config, workdir)
+    assert json.loads((workdir / "pretrained.json").read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "transunet"}, "network of that run is 'unet', of this one 'transunet'"),
+        ({"options": {"widths": (4, 16)}}, r"does not fit.*'widths': \[4, 8\].*\(4, 16\)"),
+        ({"pretrained": "raw"}, "raw holds no run"),
+    ],
+)
+def test_what_cannot_be_started_from_is_refused(earlier, tmp_path, model, message):
+    config, source = earlier
+    write_pictures(tmp_path / "raw", 1)
+    model = {"pretrained": str(source), "options": {}} | model
+    model["pretrained"] = str(tmp_path / model["pretrained"])  # an absolute path stays
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        train(changed(config, "model", **model), epath.Path(tmp_path) / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_epochs_of_a_constant_rate_go_on(earlier, tmp_path):
+    config = changed(earlier[0], "optim", name="sgd", learning_rate=0.05, poly_power=0.0)
+    longer = changed(config, "train", epochs=5.0)
+    for workdir, configs in (("longer", (config, longer)), ("at once", (longer,))):
+        for of in configs:
+            assert train(of, epath.Path(tmp_path) / workdir)
+    found = [[line["loss"] for line in lines(tmp_path / name)] for name in ("longer", "at once")]
+    assert len(found[0]) == 5
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+    (change,) = json.loads((tmp_path / "longer" / "changes.json").read_text())["changes"]
+    assert change == {"step": 3, "train.epochs": [3.0, 5.0]}
+    with pytest.raises(ConfigError, match=r"epochs: 5\.0 there, 3\.0 now"):
+        train(config, epath.Path(tmp_path) / "longer")
+
+
+def test_more_epochs_of_a_rate_that_came_down_need_a_restart(earlier, tmp_path):
+    config, source = earlier
+    shutil.copytree(source, tmp_path / "run")
+    workdir = epath.Path(tmp_path) / "run"
+    longer = changed(config, "train", epochs=6.0)
+    with pytest.raises(ConfigError, match=r"epochs: 3\.0 there, 6\.0 now.*restarts='\(3,\)'"):
+        train(longer, workdir)
+    with pytest.raises(ConfigError, match=r"restarts"):
+        train(changed(longer, "optim", restarts=(2,)), workdir)
+    longer = changed(longer, "optim", restarts=(3,))
+    assert train(longer, workdir)
+    assert read_config(workdir).optim.restarts == (3,)
+    rates = [line["learning_rate"] for line in lines(workdir)]
+    assert len(rates) == 6
+    np.testing.assert_allclose(rates[3:], rates[:3], rtol=1e-6)
+    assert rates[2] < rates[1]
+    (change,) = json.loads((workdir / "changes.json").read_text())["changes"]
+    assert change == {"step": 3, "train.epochs": [3.0, 6.0], "optim.restarts": [[], [3]]}
+    assert not train(longer, workdir)
+    with pytest.raises(ConfigError, match="fewer before the last restart"):
+        train(changed(longer, "train", epochs=3.0), epath.Path(tmp_path) / "other")
