@@ -18,10 +18,7 @@ ENCODERS = {
     "unet": r"(encoder\d+|bottleneck)/",
     "transunet": r"(resnet|embedding|encoder)/|position_embedding$",
 }
-FIRST_CONVOLUTIONS = {
-    "unet": ("encoder0/Conv_0/kernel",),
-    "transunet": ("resnet/conv_root/kernel", "embedding/kernel"),
-}
+FIRST_CONVOLUTION = "encoder0/Conv_0/kernel"  # of UNet; TransUNet sees three channels always
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +80,7 @@ def transfer(
             continue
         array = np.asarray(there[path])
         if array.shape != leaf.shape:
-            fit = _fit(name, array, leaf.shape, network)
+            fit = _fit(name, array, leaf.shape)
             if fit is None:
                 misshapen.append(f"{path} is {array.shape} there, {leaf.shape} here")
                 continue
@@ -110,15 +107,13 @@ def transfer(
     )
 
 
-def _fit(
-    name: str, array: np.ndarray, shape: tuple[int, ...], network: str
-) -> tuple[np.ndarray, str] | None:
+def _fit(name: str, array: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str] | None:
     """An array in another shape, and the rule; None where there is none."""
     if array.ndim != len(shape):
         return None
     sizes = zip(array.shape, shape, strict=True)
     differ = [axis - len(shape) for axis, (there, here) in enumerate(sizes) if there != here]
-    if name in FIRST_CONVOLUTIONS[network] and differ == [-2]:
+    if name == FIRST_CONVOLUTION and differ == [-2]:
         return fit_channels(array, shape[-2])
     if name == "position_embedding" and -1 not in differ:
         before, after = (f"{height} x {width}" for height, width, _ in (array.shape, shape))
