@@ -16,6 +16,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 from etils import epath
+from ml_collections import config_flags
 
 import spectral_jax
 from spectral_jax.training import distributed
@@ -67,6 +68,18 @@ def define_split() -> flags.FlagHolder[str]:
 def define_checkpoint() -> flags.FlagHolder[str]:
     """The flag --checkpoint."""
     return flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag --config, with one for each of its values."""
+    return config_flags.DEFINE_config_file(
+        "config",
+        config_file("quickstart"),
+        "The configuration: a name, such as quickstart, or a file. Any of its values is an option "
+        "too: --config.optim.learning_rate=0.1.",
+        lock_config=False,
+        accept_new_attributes=True,  # options of readers and models; parse_config knows the rest
+    )
 
 
 def define_threshold() -> flags.FlagHolder[float | None]:

@@ -94,7 +94,9 @@ class DataConfig:
       resample: bring cases to one spacing before patches are cut; predictions come back to the
         grid of each case. Without, and where the spacing is not known, each keeps its own.
       spacing_mm: that spacing, for each number of `patch_size`; () for the median of the training
-        cases.
+        cases; of a fold, of all cases.
+      fold: of a cross-validation, which fold to hold out, from 0; -1 for none.
+      folds: how many there are.
       options: further arguments of the data set's reader.
     """
 
@@ -106,6 +108,8 @@ class DataConfig:
     foreground: float = number(1 / 3, least=0, most=1)
     resample: bool = True
     spacing_mm: tuple[float, ...] = number((), above=0, most=1000)
+    fold: int = number(-1, least=-1, most=MANY)
+    folds: int = number(5, least=2, most=MANY)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -122,11 +126,17 @@ class DataConfig:
             self.spacing_mm,
             f"a number for each of patch_size={self.patch_size}, with resample=True; or ()",
         )
+        _require(self.fold < self.folds, "data.fold", self.fold, f"below data.folds={self.folds}")
 
     @property
     def example_size(self) -> tuple[int, ...]:
         """Spatial size of what the network is trained on."""
         return self.patch_size or (self.image_size, self.image_size)
+
+    @property
+    def scored_split(self) -> str:
+        """What a trained network is scored on: the test split, or what its fold held out."""
+        return "test" if self.fold < 0 else "fold"
 
 
 @dataclasses.dataclass(frozen=True)

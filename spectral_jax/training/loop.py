@@ -79,7 +79,9 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
     folder = run.prepare_data(config.data)
     split = Split(folder, "train")
-    data = dataclasses.replace(split.info, patch_spacing_mm=patch_spacing(config.data, split))
+    # folds see cases at the same spacing, so that their networks can be averaged
+    measured = split if config.data.fold < 0 else Split(folder, "all")
+    data = dataclasses.replace(split.info, patch_spacing_mm=patch_spacing(config.data, measured))
     examples = make_examples(split, config.data, data)
     steps_per_epoch = len(examples) / config.train.batch_size
     total_steps = count_steps(config, len(examples))

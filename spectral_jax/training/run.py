@@ -247,6 +247,8 @@ def prepare_data(config: DataConfig) -> pathlib.Path:
     if config.name not in known:
         raise ConfigError(f"config.data.name={config.name!r}: choose one of {sorted(known)}")
     options = as_keywords(config.options)
+    if config.fold >= 0:
+        options |= {"fold": config.fold, "folds": config.folds}
     return datasets.prepare(
         known[config.name], root=config.root, data_dir=config.data_dir, **options
     )
