@@ -1,4 +1,4 @@
-r"""Trains every fold of a cross-validation, and scores each case once, by the fold that held it out.
+r"""Trains every fold of a cross-validation, and scores each case by the fold that held it out.
 
     spectral-jax crossvalidate --config=folder --config.data.root=MY_PICTURES \
         --config.data.folds=5 --workdir=runs/mine
@@ -12,10 +12,11 @@ written to `evaluation` there, with a report. Patients and videos are never part
 from spectral_jax.commands import flags
 from spectral_jax.commands.evaluate import print_scores
 from spectral_jax.commands.train import train_and_score
-from spectral_jax.evaluation.evaluate import EVALUATE_AGAIN, FOLDER, write_result
+from spectral_jax.evaluation.cases import write_result
+from spectral_jax.evaluation.evaluate import FOLDER
 from spectral_jax.evaluation.folds import join_folds
 from spectral_jax.files import read_json
-from spectral_jax.reporting.run_page import write_report
+from spectral_jax.reporting.run_page import EVALUATE_AGAIN, write_report
 from spectral_jax.training import distributed
 from spectral_jax.training.config import parse_config
 

@@ -48,6 +48,17 @@ def define_workdir(unless: str = "") -> flags.FlagHolder[str]:
     return workdir
 
 
+def define_workdirs() -> flags.FlagHolder[list[str]]:
+    """The flag --workdir, required, of one run or several."""
+    return flags.DEFINE_multi_string(
+        "workdir",
+        None,
+        "Folder of the run. Of several, with commas between or given several times, probabilities "
+        "are averaged.",
+        required=True,
+    )
+
+
 def define_on() -> flags.FlagHolder[list[str]]:
     """The flag --on."""
     return flags.DEFINE_list(
@@ -58,10 +69,13 @@ def define_on() -> flags.FlagHolder[list[str]]:
     )
 
 
-def define_split() -> flags.FlagHolder[str]:
+def define_split() -> flags.FlagHolder[str | None]:
     """The flag --split."""
     return flags.DEFINE_enum(
-        "split", "test", ["train", "validation", "test", "all"], "What to score."
+        "split",
+        None,
+        ["train", "validation", "test", "fold", "all"],
+        "What to score; without, test, or of a run's fold what it held out.",
     )
 
 
@@ -112,17 +126,31 @@ def path(flag: flags.FlagHolder[str]) -> epath.Path:
     Raises:
       ConfigError: for a kind of storage that is not known, or whose package is missing.
     """
+    return _folder(flag.name, flag.value)
+
+
+def paths(flag: flags.FlagHolder[list[str]]) -> list[epath.Path]:
+    """The folders that a flag names, with commas between; as `path`, and as it raises."""
+    folders = []
+    for text in flag.value:
+        whole = _folder(flag.name, text)  # a name may hold commas
+        parts = [text] if whole.exists() else text.split(",")
+        folders += [_folder(flag.name, part) for part in parts]
+    return folders
+
+
+def _folder(flag: str, text: str) -> epath.Path:
     try:
-        folder = epath.Path(flag.value).expanduser()
+        folder = epath.Path(text).expanduser()
         folder.exists()  # opens the store
     except KeyError as error:
         raise ConfigError(
-            f"--{flag.name}={flag.value}: expected a folder, or gs://, s3:// or az://"
+            f"--{flag}={text}: expected a folder, or gs://, s3:// or az://"
         ) from error
     except ImportError as error:
-        extra = "gcsfs" if flag.value.startswith("gs://") else "s3fs or adlfs"
+        extra = "gcsfs" if text.startswith("gs://") else "s3fs or adlfs"
         raise ConfigError(
-            f"--{flag.name}={flag.value}: {error}; pip install {extra} reads and writes there"
+            f"--{flag}={text}: {error}; pip install {extra} reads and writes there"
         ) from error
     return folder
 

@@ -87,7 +87,7 @@ def train_and_score(config: Config, workdir: epath.Path) -> None:
     """Trains a run, scores its best checkpoint and writes the report, as far as it is not done."""
     name, split = config.data.name, config.data.scored_split
     with distributed.only_writer(workdir):
-        if not train(config, workdir) and is_finished(workdir, f"{name}-{split}"):
+        if not train(config, workdir) and is_finished(workdir, name, split):
             print(f"{workdir} is finished, nothing to do; report: {workdir / REPORT_FILE}")
             return
         result = evaluate_split(workdir, run.prepare_data(config.data), split, "best", name)
@@ -97,13 +97,13 @@ def train_and_score(config: Config, workdir: epath.Path) -> None:
             print(f"report: {report}")
 
 
-def is_finished(workdir: epath.Path, scores: str) -> bool:
-    """Whether the scores of that name, of the best checkpoint, and the report are there, whole."""
+def is_finished(workdir: epath.Path, dataset: str, split: str = "test") -> bool:
+    """Whether the scores of the best checkpoint and the report are there, and whole."""
     try:
-        found = read_json(workdir / FOLDER / f"{scores}.json", "")
+        scores = read_json(workdir / FOLDER / f"{dataset}-{split}.json", "")
         page = (workdir / REPORT_FILE).read_bytes()
         with Checkpoints(workdir) as checkpoints:
-            newest = found["checkpoint"]["step"] == checkpoints.best_step
+            newest = scores["checkpoint"]["step"] == checkpoints.best_step
     except (OSError, ValueError, LookupError, TypeError):
         return False
     return newest and page.rstrip().endswith(b"</html>")

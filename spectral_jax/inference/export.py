@@ -182,12 +182,13 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
             "licence": data.licence,
         },
         "checkpoint": {"name": checkpoint, "step": trained.step},
+        "members": list(trained.members),
         "objective": {
             "spatial": config.objective.spatial,
             "spectral": config.objective.spectral,
             "weight": config.objective.weight,
         },
-        "scores": _scores(workdir, trained.step),
+        "scores": _scores(workdir, trained),
         "versions": {
             "spectral_jax": spectral_jax.__version__,
             **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax")},
@@ -211,15 +212,16 @@ def _describe_intensity(data: DatasetInfo) -> str:
     return "; ".join(f"{name}: {INTENSITIES[rule]}" for name, rule in rules)
 
 
-def _scores(workdir: Any, step: int) -> list[dict[str, Any]]:
-    """What evaluations in a run's folder found of one step."""
+def _scores(workdir: Any, trained: TrainedModel) -> list[dict[str, Any]]:
+    """What evaluations in a folder found of a network's very checkpoints."""
     folder = workdir / "evaluation"
     files = sorted(folder.glob("*.json")) if folder.exists() else []
     results = [read_json(file, "delete it and run spectral-jax evaluate again") for file in files]
     return [
         {key: result[key] for key in ("dataset", "split", "distance_unit", "summary", "by_class")}
         for result in results
-        if result["checkpoint"]["step"] == step
+        if tuple(np.atleast_1d(result["checkpoint"]["step"])) == trained.steps
+        and tuple(result.get("members", ())) == trained.members
     ]
 
 
@@ -236,7 +238,7 @@ def write_bundle(
 
     Args:
       trained: the network.
-      workdir: the run's folder, where its scores lie.
+      workdir: where its scores lie, the run's folder; of several runs that of their evaluation.
       output: the bundle's folder.
       checkpoint: what the checkpoint is called.
       onnx: write ONNX instead of StableHLO.
@@ -322,8 +324,10 @@ def model_card(facts: dict[str, Any]) -> str:
         "## Training",
         "",
         f"Loss: {objective['spatial']} + {objective['weight']:g} x {objective['spectral']}; "
-        f"checkpoint {checkpoint['name']!r}, step {checkpoint['step']}. Made by spectral_jax "
-        f"{facts['versions']['spectral_jax']}.",
+        f"checkpoint {checkpoint['name']!r}, step {checkpoint['step']}. "
+        + "The probabilities are the mean of {} networks. ".format(len(facts["members"]))
+        * bool(facts["members"])
+        + f"Made by spectral_jax {facts['versions']['spectral_jax']}.",
         "",
         "## Limits",
         "",

@@ -97,8 +97,13 @@ def check_run(
     check_data(workdir, data)
 
 
-def check_data(workdir: epath.Path, data: DatasetInfo) -> None:
+def check_data(workdir: epath.Path, data: DatasetInfo, split: str = "all") -> None:
     """Checks that data are those that a run was trained on, wherever they lie now.
+
+    Args:
+      workdir: the run's folder.
+      data: the data.
+      split: which of their splits has to be the same.
 
     Raises:
       ConfigError: if its records, its classes or its channels are others.
@@ -117,9 +122,9 @@ def check_data(workdir: epath.Path, data: DatasetInfo) -> None:
     ]
     if before.checksums:  # older runs have none
         changed += [
-            f"  {split}: other images, labels or cases, or in another order"
-            for split in sorted(before.checksums.keys() | data.checksums.keys())
-            if before.checksums.get(split) != data.checksums.get(split)
+            f"  {name}: other images, labels or cases, or in another order"
+            for name in sorted(before.checksums.keys() | data.checksums.keys())
+            if split in (name, "all") and before.checksums.get(name) != data.checksums.get(name)
         ]
     if changed:
         raise ConfigError(
