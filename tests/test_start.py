@@ -1,4 +1,4 @@
-"""Runs that start from another run, and runs that are trained longer."""
+"""What a run starts from, how long it is trained, and how it is trained longer."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from test_runs import changed, write_pictures
 from spectral_jax.configs import tiny
 from spectral_jax.inference.trained import restore
 from spectral_jax.training.config import ConfigError, parse_config
-from spectral_jax.training.loop import train
+from spectral_jax.training.loop import Pace, duration, train
 from spectral_jax.training.run import read_config
 
 
@@ -150,3 +150,27 @@ def test_more_epochs_of_a_rate_that_came_down_need_a_restart(earlier, tmp_path):
     assert not train(longer, workdir)
     with pytest.raises(ConfigError, match="fewer before the last restart"):
         train(changed(longer, "train", epochs=3.0), epath.Path(tmp_path) / "other")
+
+
+def test_a_run_in_steps_is_as_long_whatever_the_number_of_pictures(earlier, tmp_path, capsys):
+    config = changed(earlier[0], "train", epochs=0.0, steps=4)
+    config = changed(config, "optim", name="sgd", poly_power=0.0)
+    workdir = epath.Path(tmp_path) / "run"
+    assert train(config, workdir)
+    assert "4 steps of 8 examples: 4 times through 8\n" in capsys.readouterr().err
+    assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
+    assert train(changed(config, "train", steps=11), workdir)
+    assert [line["step"] for line in lines(workdir, "validation")] == [1, 2, 3, 4, 6, 8, 10, 11]
+
+
+def test_the_time_that_is_left_is_measured_on_the_first_steps():
+    times = iter([100.0, *(100.0 + 2.0 * step for step in range(1, 20))])
+    pace = Pace(first_step=50, total_steps=162, clock=lambda: next(times))
+    said = {step: pace.after(step) for step in range(51, 72)}
+    (step,) = (step for step, text in said.items() if text)
+    assert step == 62
+    assert said[step] == "about 3 minutes for the other 100 steps, at 2 s each"
+    slow = iter([0.0, 30.0])
+    pace = Pace(first_step=0, total_steps=1003, clock=lambda: next(slow))
+    assert [pace.after(step) for step in (1, 2, 3)][-1].startswith("about 8.3 hours")
+    assert duration(40) == "40 seconds"

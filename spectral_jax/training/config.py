@@ -362,18 +362,20 @@ class TrainConfig:
     Attributes:
       seed: of everything random: parameters, order, augmentation, dropout.
       epochs: passes over the training split; steps are epochs x examples / batch size.
+      steps: the length in steps, whatever the number of examples, with `epochs=0`; 0 for `epochs`.
       batch_size: of all devices together.
       accumulate: parts that the batch goes through the network in, one after the other, to take
         less memory; the step is that of the whole batch, but for batch normalisation, which sees
         a part at a time.
-      validate_every: epochs between validations.
+      validate_every: epochs between validations; with `steps`, a tenth of them lies between.
       save_every_steps: steps between checkpoints, beside those at validations.
       save_every_minutes: the longest time between checkpoints.
       log_every_steps: steps between lines in metrics.jsonl.
     """
 
     seed: int = number(0, least=0, below=2**31)
-    epochs: float = number(150.0, above=0, most=1e9)
+    epochs: float = number(150.0, least=0, most=1e9)
+    steps: int = number(0, least=0, most=MANY)
     batch_size: int = number(24, least=1, most=MANY)
     accumulate: int = number(1, least=1, most=MANY)
     validate_every: float = number(5.0, above=0, most=1e9)
@@ -383,6 +385,12 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_ranges("train", self)
+        _require(
+            bool(self.epochs) != bool(self.steps),
+            "train.epochs",
+            self.epochs,
+            f"a number above 0 with config.train.steps=0, or 0 with steps; steps={self.steps}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

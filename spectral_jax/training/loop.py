@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -32,6 +32,11 @@ from spectral_jax.training.optim import count_steps
 from spectral_jax.training.start import describe, initial_state
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
+
+
+VALIDATIONS = 10  # of a run whose length is given in steps
+# the first steps are compiled; then so many are timed, or for so long
+UNMEASURED_STEPS, PACE_STEPS, PACE_SECONDS = 2, 10, 20.0
 
 
 class NonFiniteError(ArithmeticError):
@@ -86,6 +91,8 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     steps_per_epoch = len(examples) / config.train.batch_size
     total_steps = count_steps(config, len(examples))
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
+    if config.train.steps:
+        validate_every = -(-total_steps // VALIDATIONS)
     built = build(config, split.info.labels, split.info.channels, mesh, total_steps)
     objective = make_objective(config, split.info.labels, read_class_share(folder))
     train_step = make_train_step(built.model, config, total_steps, built.layout, objective)
@@ -112,6 +119,11 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                 log.say(f"resuming at step {first_step} of {total_steps}")
             if started_from:
                 log.say(describe(started_from))
+            log.say(
+                f"{total_steps} steps of {config.train.batch_size} examples: "
+                f"{total_steps / steps_per_epoch:.3g} times through {len(examples)}"
+            )
+            pace = Pace(first_step, total_steps)
             before = None  # of the step that may still be running
             clock = Clock()
             save_timer = Timer(60 * config.train.save_every_minutes)
@@ -123,6 +135,8 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                 if before is not None:
                     # checked one step late, so that the device never waits for the host
                     log.advance(step - 1, check_finite(*before, examples, checkpoints.last_step))
+                    if left := pace.after(step - 1):
+                        log.say(left)
                 before = (step, records, metrics)
                 if step == first_step + 1:
                     check_finite(*before, examples, checkpoints.last_step)
@@ -280,6 +294,44 @@ class Validator:
         }
         mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
         return {"dice": mean, **{f"dice/{name}": value for name, value in per_class.items()}}
+
+
+class Pace:
+    """Says once, from the first steps, how long the others will take."""
+
+    def __init__(
+        self, first_step: int, total_steps: int, clock: Callable[[], float] = time.perf_counter
+    ):
+        self._first_step, self._total_steps = first_step, total_steps
+        self._clock = clock
+        self._start = 0.0
+        self._said = False
+
+    def after(self, step: int) -> str:
+        """What there is to say after a step; "" most of the time."""
+        measured = step - self._first_step - UNMEASURED_STEPS
+        if measured == 0:
+            self._start = self._clock()
+        if measured <= 0 or self._said:
+            return ""
+        seconds = self._clock() - self._start
+        if measured < PACE_STEPS and seconds < PACE_SECONDS:
+            return ""
+        self._said = True
+        a_step = seconds / measured
+        left = self._total_steps - step
+        return f"about {duration(left * a_step)} for the other {left} steps, at {a_step:.2g} s each"
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> duration(40), duration(400), duration(40000)
+    ('40 seconds', '7 minutes', '11.1 hours')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 class Timer:

@@ -16,10 +16,11 @@ def count_steps(config: Config, examples: int) -> int:
     Raises:
       ConfigError: if they are too many, or over before the learning rate starts again.
     """
-    steps = math.ceil(config.train.epochs * examples / config.train.batch_size)
+    epochs = config.train.epochs
+    steps = config.train.steps or math.ceil(epochs * examples / config.train.batch_size)
     if steps > MANY:
         raise ConfigError(
-            f"config.train.epochs={config.train.epochs:g}: {steps:g} steps of "
+            f"config.train.epochs={epochs:g}: {steps:g} steps of "
             f"{config.train.batch_size} examples; expected at most {MANY}"
         )
     if config.optim.restarts and config.optim.restarts[-1] >= steps:

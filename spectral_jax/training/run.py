@@ -39,7 +39,7 @@ AS_OLDER_PATCHES = {"foreground": 0.0, "resample": False}
 # these too, where the run stopped at numbers that are not finite
 REMEDY_KEYS = ("optim.learning_rate", "optim.clip_norm")
 # these too, where the steps that were made would have been the same
-LENGTH_KEYS = ("train.epochs", "optim.restarts")
+LENGTH_KEYS = ("train.epochs", "train.steps", "optim.restarts")
 
 
 def check_run(
