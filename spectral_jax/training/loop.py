@@ -33,7 +33,6 @@ from spectral_jax.training.start import describe, initial_state
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
 
-
 VALIDATIONS = 10  # of a run whose length is given in steps
 # the first steps are compiled; then so many are timed, or for so long
 UNMEASURED_STEPS, PACE_STEPS, PACE_SECONDS = 2, 10, 20.0
