@@ -66,6 +66,8 @@ def print_scores(result: dict[str, Any]) -> None:
         f"\n{result['dataset']}, {result['split']} split, checkpoint of {steps}; distances in "
         f"{unit}, NSD within {tolerance}"
     )
+    if result.get("largest_component"):
+        print(f"only the largest component is kept of {', '.join(result['largest_component'])}")
     at_once = max(1, (TERMINAL_COLUMNS - width) // (CELL_COLUMNS + 1))
     for first in range(0, len(METRICS), at_once):
         shown = METRICS[first : first + at_once]

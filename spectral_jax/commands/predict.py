@@ -202,6 +202,9 @@ def main() -> None:
             progress.finish()
         write_summary(output / "summary.csv", rows, data)
     failed = sum("error" in row for row in rows)
+    if trained.largest:
+        classes = ", ".join(trained.largest_component)
+        print(f"note: only the largest component is kept of {classes}; in probabilities all are")
     for note, count in notes.items():
         print(f"note: {note} ({count} of {len(rows)} cases)")
     print(f"{len(rows) - failed} of {len(rows)} cases done: {output / 'summary.csv'}")

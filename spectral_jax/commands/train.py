@@ -16,6 +16,7 @@ from spectral_jax.commands.evaluate import evaluate_split, print_scores
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER
+from spectral_jax.evaluation.postprocess import decide_if_asked
 from spectral_jax.files import read_json, write_json
 from spectral_jax.reporting.run_page import REPORT_FILE, write_report
 from spectral_jax.training import distributed, run
@@ -87,10 +88,13 @@ def train_and_score(config: Config, workdir: epath.Path) -> None:
     """Trains a run, scores its best checkpoint and writes the report, as far as it is not done."""
     name, split = config.data.name, config.data.scored_split
     with distributed.only_writer(workdir):
-        if not train(config, workdir) and is_finished(workdir, name, split):
+        trained = train(config, workdir)
+        data = run.prepare_data(config.data)
+        decided = decide_if_asked(config, data, workdir)
+        if not trained and not decided and is_finished(workdir, name, split):
             print(f"{workdir} is finished, nothing to do; report: {workdir / REPORT_FILE}")
             return
-        result = evaluate_split(workdir, run.prepare_data(config.data), split, "best", name)
+        result = evaluate_split(workdir, data, split, "best", name)
         if distributed.is_first():
             report = write_report(workdir)
             print_scores(result)

@@ -183,6 +183,7 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
         },
         "checkpoint": {"name": checkpoint, "step": trained.step},
         "members": list(trained.members),
+        "largest_component": trained.largest_component,
         "objective": {
             "spatial": config.objective.spatial,
             "spectral": config.objective.spectral,
@@ -296,6 +297,7 @@ def model_card(facts: dict[str, Any]) -> str:
         ),
         "```",
         "",
+        *_after(facts),
         "On random images its probabilities differ from those of the network it was made of by "
         f"{facts['largest_difference']:.1e} at most.",
         "",
@@ -335,6 +337,17 @@ def model_card(facts: dict[str, Any]) -> str:
         "may give much lower scores than those above. A person has to check what it finds.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _after(facts: dict[str, Any]) -> list[str]:
+    """What the package does after the network, and this file does not."""
+    if not facts["largest_component"]:
+        return []
+    return [
+        "This is the network alone. The scores below are of masks of which only the largest "
+        f"connected component is kept, of {', '.join(facts['largest_component'])}; do the same.",
+        "",
+    ]
 
 
 def _needs(facts: dict[str, Any]) -> str:

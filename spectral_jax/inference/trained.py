@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo
+from spectral_jax.inference.postprocess import read_decision
 from spectral_jax.losses.activation import Activation
 from spectral_jax.models.average import Average, join_variables
 from spectral_jax.training.config import Config, ConfigError
@@ -27,6 +28,8 @@ class TrainedModel:
       variables: what to apply it with.
       step: of the checkpoint; of an average, of each in turn.
       members: folders of the runs that are averaged; () for a single run.
+      largest: numbers of the classes of which only the largest component is kept after the
+        network; of an average, those of all.
     """
 
     config: Config
@@ -35,6 +38,12 @@ class TrainedModel:
     variables: dict[str, Any]
     step: int | tuple[int, ...]
     members: tuple[str, ...] = ()
+    largest: tuple[int, ...] = ()
+
+    @property
+    def largest_component(self) -> list[str]:
+        """The classes of `largest` by name."""
+        return [self.data.classes[number] for number in self.largest]
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -69,7 +78,8 @@ def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
     config = read_config(workdir)
     data = read_dataset_info(workdir)
     model, variables, step = restore_network(workdir, config, data, checkpoint)
-    return TrainedModel(config, data, model, variables, step)
+    largest = read_decision(workdir, data)
+    return TrainedModel(config, data, model, variables, step, largest=largest)
 
 
 def restore_all(workdirs: Sequence[epath.Path], checkpoint: str = "best") -> TrainedModel:
@@ -110,6 +120,7 @@ def average(members: Sequence[TrainedModel], names: Sequence[str]) -> TrainedMod
         variables=join_variables([member.variables for member in members]),
         step=tuple(step for member in members for step in member.steps),
         members=tuple(names),
+        largest=tuple(n for n in first.largest if all(n in other.largest for other in others)),
     )
 
 

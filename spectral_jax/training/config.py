@@ -371,6 +371,8 @@ class TrainConfig:
       save_every_steps: steps between checkpoints, beside those at validations.
       save_every_minutes: the longest time between checkpoints.
       log_every_steps: steps between lines in metrics.jsonl.
+      postprocess: "largest_component" decides after training, for each class, whether only its
+        largest component is kept: where that raises the validation Dice; or "none".
     """
 
     seed: int = number(0, least=0, below=2**31)
@@ -382,9 +384,11 @@ class TrainConfig:
     save_every_steps: int = number(500, least=1, most=MANY)
     save_every_minutes: float = number(3.0, above=0, most=1e9)
     log_every_steps: int = number(10, least=1, most=MANY)
+    postprocess: str = "none"
 
     def __post_init__(self):
         _check_ranges("train", self)
+        _require_choice("train.postprocess", self.postprocess, ("none", "largest_component"))
         _require(
             bool(self.epochs) != bool(self.steps),
             "train.epochs",

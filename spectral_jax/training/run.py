@@ -29,10 +29,11 @@ STOPPED_FILE = "stopped.json"
 CHANGES_FILE = "changes.json"
 PRETRAINED_FILE = "pretrained.json"
 RESTORE = "restore it from a copy, or use another --workdir and train again"
-# these may change between the starts of a run: they do not change what is computed
+# these may change between the starts of a run: they do not change what it learns
 FREE_KEYS = (
     *("data.root", "data.data_dir", "mesh.data", "mesh.fsdp"),
     *("train.log_every_steps", "train.save_every_steps", "train.save_every_minutes"),
+    "train.postprocess",
 )
 # how patches were cut before a run could say it
 AS_OLDER_PATCHES = {"foreground": 0.0, "resample": False}
