@@ -14,14 +14,14 @@ from spectral_jax.data.datasets import DATASETS, prepare
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import evaluate
-from spectral_jax.evaluation.postprocess import decide_if_asked, decide_largest
+from spectral_jax.evaluation.postprocess import decide_largest
 from spectral_jax.inference.cases import find_sources, predict_sources
 from spectral_jax.inference.export import describe_model, model_card
 from spectral_jax.inference.postprocess import keep_largest, read_decision
 from spectral_jax.inference.predictor import Predictor
 from spectral_jax.inference.trained import TrainedModel, average
 from spectral_jax.reporting.run_page import write_report
-from spectral_jax.training.config import ConfigError, parse_config
+from spectral_jax.training.config import parse_config
 
 BRIGHTNESS = {"background": 0, "organ": 120, "nodule": 240}
 
@@ -108,7 +108,7 @@ def test_an_island_is_taken_away_where_validation_says_so(islands, tmp_path):
     assert "Only the largest component is kept of organ" in write_report(workdir).read_text()
 
     sources = find_sources([tmp_path / "raw/test/images"], tmp_path / "out")
-    image, mask = picture(organ_island=True)
+    _, mask = picture(organ_island=True)
     for prediction in predict_sources(
         Predictor(with_it), trained.data, sources, probabilities=True
     ):
@@ -133,21 +133,3 @@ def test_a_damaged_decision_is_named(islands):
         (workdir / "postprocess.json").write_text(content)
         with pytest.raises(ValueError, match=r"postprocess\.json"):
             read_decision(workdir, trained.data)
-
-
-def test_a_run_decides_when_it_is_asked_to(islands, monkeypatch):
-    trained, folder, workdir = islands
-    workdir.mkdir()
-    monkeypatch.setattr("spectral_jax.evaluation.postprocess.restore", lambda _: trained)
-    config = parse_config({"train": {"postprocess": "none"}})
-    assert not decide_if_asked(config, folder, workdir)
-    assert not (workdir / "postprocess.json").exists()
-    config = parse_config({"train": {"postprocess": "largest_component"}})
-    assert decide_if_asked(config, folder, workdir)
-    assert not decide_if_asked(config, folder, workdir)
-    newer = dataclasses.replace(trained, step=9)
-    monkeypatch.setattr("spectral_jax.evaluation.postprocess.restore", lambda _: newer)
-    assert decide_if_asked(config, folder, workdir)
-    assert json.loads((workdir / "postprocess.json").read_text())["checkpoint"]["step"] == 9
-    with pytest.raises(ConfigError, match="did you mean 'largest_component'"):
-        parse_config({"train": {"postprocess": "largest_components"}})

@@ -10,10 +10,11 @@ from etils import epath
 from test_runs import changed, write_pictures
 
 from spectral_jax.configs import tiny
+from spectral_jax.evaluation.postprocess import decide_if_asked
 from spectral_jax.inference.trained import restore
 from spectral_jax.training.config import ConfigError, parse_config
 from spectral_jax.training.loop import Pace, duration, train
-from spectral_jax.training.run import read_config
+from spectral_jax.training.run import prepare_data, read_config
 
 
 def small_config(root, **options):
@@ -174,3 +175,23 @@ def test_the_time_that_is_left_is_measured_on_the_first_steps():
     pace = Pace(first_step=0, total_steps=1003, clock=lambda: next(slow))
     assert [pace.after(step) for step in (1, 2, 3)][-1].startswith("about 8.3 hours")
     assert duration(40) == "40 seconds"
+
+
+def test_a_run_decides_what_comes_after_the_network_when_it_is_asked_to(earlier, tmp_path):
+    config, source = earlier
+    shutil.copytree(source, tmp_path / "run")
+    workdir = epath.Path(tmp_path) / "run"
+    folder = prepare_data(config.data)
+    assert not decide_if_asked(config, folder, workdir)
+    config = changed(config, "train", postprocess="largest_component")
+    assert not train(config, workdir)  # it changes nothing of what was trained
+    assert decide_if_asked(config, folder, workdir)
+    assert not decide_if_asked(config, folder, workdir)
+    decision = json.loads((workdir / "postprocess.json").read_text())
+    trained = restore(workdir)
+    assert trained.largest_component == decision["largest_component"]
+    assert decision["checkpoint"]["step"] == trained.step
+    assert decision["cases"] == 3
+    decision["checkpoint"]["step"] -= 1  # as of an earlier best checkpoint
+    (workdir / "postprocess.json").write_text(json.dumps(decision))
+    assert decide_if_asked(config, folder, workdir)

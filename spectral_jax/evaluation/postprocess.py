@@ -96,7 +96,8 @@ def decide_if_asked(config: Config, data: pathlib.Path, workdir: epath.Path) -> 
         split = Split(data, "validation")
     except ValueError as error:
         raise ConfigError(
-            f"config.train.postprocess={config.train.postprocess!r} needs a validation split: {error}"
+            f"config.train.postprocess={config.train.postprocess!r} is decided on the validation "
+            f"split: {error}"
         ) from error
     decision = decide_largest(trained, split, workdir)
     if distributed.is_first():

@@ -57,6 +57,7 @@ def test_crossvalidation_scores_each_case_once_and_parts_no_patient(shared_data,
         "--config.data.image_size=32",
         "--config.data.folds=3",
         "--config.train.epochs=1.0",
+        "--config.train.postprocess=largest_component",
         f"--workdir={tmp_path / 'cv'}",
     ]
     output = command("crossvalidate", *arguments)
@@ -76,6 +77,8 @@ def test_crossvalidation_scores_each_case_once_and_parts_no_patient(shared_data,
         scored = {row["group"] for row in result["cases"] if row["fold"] == fold}
         assert scored == of_split["fold"]
         held_out += scored
+        decision = json.loads((tmp_path / f"cv/fold{fold}/postprocess.json").read_text())
+        assert decision["validation_dice"].keys() == set(result["classes"][1:])
         trained_on.append(of_split["train"])
     assert len(held_out) == len(set(held_out)) == 6
     assert "folder, folds split, checkpoint of steps" in output
