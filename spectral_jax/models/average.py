@@ -25,8 +25,8 @@ class Average(nn.Module):
     ) -> Float[Array, "batch *spatial classes"]:
         """Logits of the mean probabilities."""
         activate = jax.nn.sigmoid if self.sigmoid else jax.nn.softmax
-        mean = sum(activate(network(images, train=train)) for network in self.networks)
-        mean = mean / len(self.networks)
+        probabilities = [activate(network(images, train=train)) for network in self.networks]
+        mean = jnp.stack(probabilities).mean(0)
         return jnp.log(mean) - jnp.log1p(-mean) if self.sigmoid else jnp.log(mean)
 
 
