@@ -46,7 +46,7 @@ def make_train_step(
     parts = config.train.accumulate
     optimizer = build_optimizer(config.optim, total_steps)
     learning_rate = learning_rate_schedule(config.optim, total_steps)
-    spectral_weight = spectral_weight_schedule(config.objective, total_steps)
+    spectral_weight = spectral_weight_schedule(config, total_steps)
     ema_decay = ema_decay_schedule(config.optim)
 
     def terms_of_shard(logits, labels, weight):
