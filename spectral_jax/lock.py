@@ -5,8 +5,9 @@ lifts it when the process dies. NFS passes it on to the server, so that it holds
 where a file system knows no locks, folders are treated as those of a store.
 
 Object storage has no locks. There the holder writes its name and renews it; who finds a name waits
-until it was not renewed for `LEASE_SECONDS`, and gives up where it is. Two that start in the very
-same second may both be let in.
+until it was not renewed for `LEASE_SECONDS`, and gives up where it is. Of several that write their
+names at once, the one whose name is there a moment later goes on. A holder that was away for longer
+(its machine slept) may find another's name and says so: until then both write.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import json
 import logging
 import os
 import pathlib
+import secrets
 import socket
 import sys
 import threading
@@ -121,19 +123,38 @@ def _is_file(descriptor: int, path: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def _lease(name: str, wait: bool) -> Iterator[None]:
     file = epath.Path(name) / FILE
-    _wait_for_lease(file, wait)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    ours = _ourselves() | {"token": secrets.token_hex(8)}
     ended = threading.Event()
 
     def write():
-        write_text(file, json.dumps(_ourselves() | {"renewed": time.time()}))
+        write_text(file, json.dumps(ours | {"renewed": time.time()}))
+
+    def others() -> bytes:
+        """What is there if another wrote it."""
+        try:
+            found = file.read_bytes()
+            return b"" if json.loads(found)["token"] == ours["token"] else found
+        except FileNotFoundError:
+            return b""
+        except (ValueError, LookupError, TypeError):
+            return found
 
     def renew():
         while not ended.wait(LEASE_SECONDS / 3):
             with contextlib.suppress(OSError):  # the store may be away for a moment
+                if taken := others():
+                    there = _describe(file.parent, taken)
+                    logging.getLogger(__name__).error("%s as well as this one; stop one", there)
+                    return
                 write()
 
-    write()
+    while True:
+        _wait_for_lease(file, wait)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write()
+        time.sleep(LEASE_SECONDS / 45)
+        if not others():
+            break
     renewing = threading.Thread(target=renew, daemon=True)
     renewing.start()
     try:
@@ -141,7 +162,8 @@ def _lease(name: str, wait: bool) -> Iterator[None]:
     finally:
         ended.set()
         renewing.join()
-        file.unlink(missing_ok=True)
+        if not others():
+            file.unlink(missing_ok=True)
 
 
 def _wait_for_lease(file: epath.Path, wait: bool) -> None:

@@ -336,6 +336,24 @@ def test_the_same_files_make_the_same_records(shared_data, tmp_path):
     assert contents[0] == contents[1]
 
 
+@pytest.mark.parametrize("place", ["prepared", "."])
+def test_prepared_sets_among_raw_files_are_no_raw_files(place, tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for number in range(4):
+            mask = np.full((8, 8), 255, np.uint8)
+            Image.fromarray(mask).save(tmp_path / kind / f"{number}.png")
+    folders = set()
+    for step in range(3):
+        folders.add(prepare(DATASETS["folder"], root=tmp_path, data_dir=tmp_path / place))
+        (tmp_path / "runs/mine").mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "versions.json", f"step{step}"):
+            (tmp_path / "runs/mine" / name).touch()
+        (tmp_path / f"incomplete.{step}").mkdir()
+        (tmp_path / f"incomplete.{step}/a").touch()
+    assert len(folders) == 1
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     program = (
         "import os, signal, sys\n"

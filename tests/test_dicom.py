@@ -1,6 +1,7 @@
 """DICOM as hospitals send it; each situation with the public thread that it comes from."""
 
 import copy
+import io
 import logging
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from raw_data import write_series
 
 pydicom = pytest.importorskip("pydicom", reason="DICOM needs the extra: [dicom]")
@@ -187,6 +189,85 @@ def test_compressed_pixels_are_read(syntax, in_gdcm, head, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "series").image[..., 0], canonical(head))
 
 
+def gentle(index, bits):
+    """A slice that lossy compression hardly changes."""
+    rows, columns = np.mgrid[:32, :48]
+    return ((rows + columns + 8 * index) * 2 ** (bits - 8)).astype(np.uint16)
+
+
+def in_pillow(kind, **options):
+    """Changes slices to what Pillow makes of them."""
+
+    def compress(dataset, array):
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, kind, **options)
+        dataset.PixelData = pydicom.encaps.encapsulate([file.getvalue()])
+        dataset["PixelData"].is_undefined_length = True
+        dataset["PixelData"].VR = "OB"
+
+    return compress
+
+
+@pytest.mark.parametrize(
+    ("syntax", "bits", "compress", "tolerance"),
+    [
+        ("JPEGBaseline8Bit", 8, in_pillow("JPEG", quality=95), 3),
+        ("JPEG2000Lossless", 16, in_pillow("JPEG2000", no_jp2=True), 0),
+        ("JPEG2000Lossless", 8, in_pillow("JPEG2000", no_jp2=True), 0),
+        ("JPEG2000", 8, in_pillow("JPEG2000", no_jp2=True, irreversible=True), 3),
+        ("JPEGExtended12Bit", 12, "JPEGExtendedProcess2_4", 12),
+    ],
+)
+def test_lossy_and_wavelet_compression_is_read(syntax, bits, compress, tolerance, head, tmp_path):
+    pytest.importorskip("gdcm", reason="compressed DICOM needs the extra: [dicom]")
+
+    def change(index, dataset):
+        array = gentle(index, bits).astype(np.uint8 if bits == 8 else np.uint16)
+        dataset.Rows, dataset.Columns = array.shape
+        dataset.BitsAllocated = 8 * array.itemsize
+        dataset.BitsStored, dataset.HighBit = bits, bits - 1
+        dataset.PixelData = array.tobytes()
+        if callable(compress):
+            compress(dataset, array)
+            dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        return dataset
+
+    write_series(head, tmp_path / "series", change=change)
+    files = files_of(tmp_path / "series")
+    if not callable(compress):
+        subprocess.run([sys.executable, "-c", COMPRESS, compress, *map(str, files)], check=True)
+    header = pydicom.dcmread(files[0], stop_before_pixels=True)
+    assert header.file_meta.TransferSyntaxUID == getattr(pydicom.uid, syntax)
+    scan = read(tmp_path / "series")
+    assert header.file_meta.TransferSyntaxUID.is_compressed
+    expected = np.stack([gentle(index, bits) for index in range(SHAPE[2])])[:, ::-1, ::-1]
+    assert scan.image[..., 0].shape == expected.shape
+    assert np.abs(scan.image[..., 0] - expected).max() <= tolerance
+
+
+def test_other_endings_are_dicom_by_their_preamble(head, tmp_path):
+    write_series(head, tmp_path / "series")
+    for number, path in enumerate(files_of(tmp_path / "series")):
+        path.rename(path.with_name(f"slice{number}.MR"))
+    (source,) = find_sources([tmp_path / "series"], tmp_path / "out")
+    np.testing.assert_array_equal(
+        read_scan(source.files, orientation="RAS").image[..., 0], canonical(head)
+    )
+
+
+def test_screen_captures_beside_a_series_are_skipped(head, tmp_path, caplog):
+    """A report of dose is no scan; where there is nothing else, captures are pictures."""
+    values = {"SOPClassUID": pydicom.uid.SecondaryCaptureImageStorage, "Modality": "CT"}
+    picture(head, tmp_path / "all/report", **values)
+    (source,) = find_sources([tmp_path / "all"], tmp_path / "out")
+    assert "report" in source.name
+    write_series(head, tmp_path / "all/series")
+    with caplog.at_level(logging.WARNING):
+        (source,) = find_sources([tmp_path / "all"], tmp_path / "out")
+    assert len(source.files) == SHAPE[2]
+    assert "skipped 1 DICOM files that hold no image to segment (1 screen capture)" in caplog.text
+
+
 def test_two_folders_with_one_series_number_are_two_cases(head, tmp_path):
     """rordenlab/dcm2niix#211, pydicom/deid#19: careless anonymising."""
     for patient in "ab":
@@ -266,6 +347,12 @@ UNEVEN = {
     "no place": (
         lambda i, ds, folder: remove("ImagePositionPatient")(i, ds) if i == 1 else ds,
         r"one of 5 files of a series, without ImagePositionPatient",
+    ),
+    "mosaics": (
+        lambda i, ds, folder: (
+            setattr(ds, "ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]) or ds
+        ),
+        r"a mosaic, with all slices of a volume in one picture",
     ),
     "colour": (
         lambda i, ds, folder: setattr(ds, "PhotometricInterpretation", "PALETTE COLOR") or ds,

@@ -98,6 +98,7 @@ def test_channels():
     [
         (ramp(0, 255, np.uint8), "picture", "", CT, "a picture, but the network was trained on Ho"),
         (ramp(0, 900), "nifti", "", CT, "no value is below 0"),
+        (ramp(-2, 4), "nifti", "", CT, "values are -2 ... 4, as normalised ones are"),
         (ramp(0, 900), "nifti", "", GREY, "of type float32, but .* 8- or 16-bit pictures"),
         (ramp(-3, 3), "arrays", "", MRI, "intensities -3 ... 3; expected 0 ... 1"),
         (ramp(0, 900), "dicom", "CT", MRI, "of modality CT, but .* cardiac cine MRI"),
@@ -107,6 +108,15 @@ def test_channels():
 def test_what_cannot_be_of_the_data_set_is_refused(image, kind, modality, info, message):
     with pytest.raises(DataError, match=message):
         prepare_image(scan(image, kind, modality), info, FILE)
+
+
+def test_rescaled_dicom_without_air_is_no_ct():
+    """A converter that writes RescaleIntercept 0 to values that have 1024 added."""
+    of_dicom = dataclasses.replace(scan(ramp(0, 2000), "dicom", "CT"), rescaled=True)
+    with pytest.raises(DataError, match="no value is below 0"):
+        prepare_image(of_dicom, CT, FILE)
+    of_dicom = dataclasses.replace(of_dicom, image=ramp(-1024, 2000))
+    np.testing.assert_array_equal(prepare_image(of_dicom, CT, FILE), ct_window(ramp(-1024, 2000)))
 
 
 def test_a_rule_of_ones_own_overrules():
@@ -210,6 +220,17 @@ def test_pictures_of_fewer_bits_are_scaled_as_the_data_set(rng, tmp_path):
         prepare_image(read_scan([tmp_path / "a.png"]), of_12_bits, FILE)
 
 
+@pytest.mark.parametrize(("highest", "noted"), [(4080, 1), (4096, 0)])
+def test_dark_pictures_are_told(highest, noted, rng, tmp_path):
+    """A network of full 16 bits, or of 8, takes 12 bits for a dark picture."""
+    values = rng.integers(0, 4000, (9, 7)).astype(np.uint16)
+    values[0, 0] = highest
+    Image.fromarray(values).save(tmp_path / "a.png")
+    sources = find_sources([tmp_path / "a.png"], tmp_path / "out")
+    (result,) = predict_sources(Predictor(trained(image_size=16)), GREY, sources)
+    assert len(result.scan.notes) == noted
+
+
 def test_evaluation_sees_grey_saved_as_colour_as_prediction_does(rng, tmp_path):
     grey = rng.integers(0, 256, (12, 12)).astype(np.uint8)
     for number, image in enumerate([grey, np.stack([grey, grey, grey // 2], -1), grey, grey]):
@@ -228,10 +249,29 @@ def test_commas_part_paths_unless_they_are_in_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("comma, name.png", "b.png", "c.png", "La\u0308sion.png"):
         picture(tmp_path / name)
-    given = ["comma, name.png,b.png, c.png", "missing,b.png", "L\u00e4sion.png"]
+    assert split_paths(["", " ,"]) == []  # of a variable that is not set
+    with pytest.raises(DataError, match="no input is named"):
+        find_sources([], tmp_path / "out")
+    given = ["comma, name.png,b.png,, c.png", "missing,b.png,", "L\u00e4sion.png"]
     assert [str(path) for path in split_paths(given)] == [
         *("comma, name.png", "b.png", "c.png", "missing", "b.png", "La\u0308sion.png"),
     ]
+
+
+def test_links_to_nothing_and_other_files_are_told(tmp_path, caplog):
+    folder = tmp_path / "in"
+    picture(folder / "a.png")
+    (folder / "b.png").symlink_to("annex/b.png")  # of git annex, not fetched
+    (folder / "c.png").symlink_to("c.png")
+    (folder / "d.nrrd").touch()
+    with caplog.at_level("WARNING"):
+        sources = find_sources([folder], tmp_path / "out")
+    assert [source.name for source in sources] == ["a", "b", "c"]
+    assert "left out 1 files of other kinds, such as" in caplog.text
+    good, *bad = predict_sources(Predictor(trained(image_size=16)), GREY, sources)
+    assert isinstance(good, Prediction)
+    for name, failure in zip("bc", bad, strict=True):
+        assert str(folder / f"{name}.png") in failure.reason
 
 
 def test_cases_share_batches_and_failures_keep_their_turn(rng, tmp_path):
@@ -379,3 +419,80 @@ def test_the_data_sets_axes_are_used(tmp_path):
     assert labels.shape == voxels.shape
     assert labels[0].all()
     assert not labels[2:].any()
+
+
+def save_nifti(path, voxels):
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+
+
+def save_without_place(path):
+    file = nibabel.Nifti1Image(VOXELS, None)
+    file.header.set_sform(np.diag([0.0, 1, 1, 1]), code=1)
+    nibabel.save(file, path)
+
+
+def save_under_another_name(path):
+    save_nifti(path.with_name("x.nii"), VOXELS)
+    path.with_name("x.nii").rename(path)
+
+
+def save_gif(path):
+    frames = [Image.new("L", (9, 7), grey) for grey in (0, 200)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def save_truncated(path):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+VOXELS = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+BAD = {
+    "empty.png": lambda p: p.touch(),
+    "heic.jpg": lambda p: p.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+    "pointer.png": lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+    "cut.jpg": save_truncated,
+    "animated.gif": save_gif,
+    "floats.tif": lambda p: Image.fromarray(np.ones((9, 7), np.float32)).save(p),
+    "colour.png": lambda p: picture(p, value=(9, 99, 200), mode="RGB"),
+    "link.png": lambda p: p.symlink_to("nowhere.png"),
+    "loop.png": lambda p: p.symlink_to(p.name),
+    "folder.png": lambda p: p.mkdir() or (p / "x.txt").touch(),
+    "absent.png": lambda p: None,
+    "nan.nii": lambda p: save_nifti(p, VOXELS * np.float32("nan")),
+    "complex.nii": lambda p: save_nifti(p, VOXELS * 1j),
+    "four.nii": lambda p: save_nifti(p, np.stack([VOXELS] * 3, -1)),
+    "edge.nii": lambda p: save_nifti(p, VOXELS[:, :1, :1]),
+    "nowhere.nii": save_without_place,
+    "plain.nii.gz": save_under_another_name,
+    "short.nii": lambda p: p.write_bytes(b"\x5c\x01\0\0" + bytes(30)),
+    "keys.npz": lambda p: np.savez(p, picture=np.zeros((3, 4))),
+    "beyond.npz": lambda p: np.savez(p, image=np.full((3, 4), 7.0)),
+    "text.npz": lambda p: np.savez(p, image=np.array([["a", "b"]])),
+    "not.h5": lambda p: p.write_bytes(b"no HDF5"),
+    "not.dcm": lambda p: p.write_bytes(b"no DICOM at all" * 30),
+    "notes.txt": lambda p: p.write_text("no picture"),
+}  # fmt: skip
+
+
+def test_a_file_of_each_kind_of_badness_leaves_the_others_alone(tmp_path):
+    info = dataclasses.replace(GREY, intensity="mri_percentile", orientation="RAS")
+    files = []
+    for number, (name, make) in enumerate(BAD.items()):
+        make(tmp_path / name)
+        files += [
+            picture(tmp_path / f"good{number}.png", size=(9, 7 + number % 3)),
+            tmp_path / name,
+        ]
+    files.append(picture(tmp_path / "last.png"))
+    sources = [Source((file,), file.name.replace(".", "_")) for file in files]
+    results = list(predict_sources(Predictor(trained(info=info, image_size=16)), info, sources))
+    assert [result.source for result in results] == sources
+    for file, result in zip(files, results, strict=True):
+        if file.name in BAD:
+            assert isinstance(result, Failure), file
+            assert result.reason.startswith(f"{file}: "), result.reason
+            assert "cannot be used" not in result.reason, result.reason
+        else:
+            assert result.labels.all()

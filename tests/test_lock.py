@@ -1,5 +1,6 @@
 """One writer a folder: between processes, after a kill, and where there are no locks."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -153,6 +154,44 @@ def test_without_locks_the_name_of_a_dead_process_here_counts_for_nothing(no_loc
     start = time.monotonic()
     with only_writer(epath.Path(tmp_path) / "run"):
         assert time.monotonic() - start < lock.LEASE_SECONDS
+
+
+def test_without_locks_one_of_several_goes_on(no_locks, tmp_path, monkeypatch):
+    """All see that nobody is there, and write their names at once."""
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 4.5)
+    together = threading.Barrier(4)
+    look = lock._wait_for_lease
+
+    def look_together(*args):
+        look(*args)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.5)
+
+    monkeypatch.setattr(lock, "_wait_for_lease", look_together)
+    inside, refused = [], []
+
+    def begin():
+        try:
+            with lock._lease(str(tmp_path / "run"), wait=False):
+                inside.append(1)
+                time.sleep(3)
+        except LockedError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(inside), len(refused)) == (1, 3)
+
+
+def test_without_locks_a_holder_that_was_away_says_so(no_locks, tmp_path, caplog):
+    with only_writer(tmp_path / "run"):
+        write_holder(tmp_path / "run", token="another")
+        while "as well as this one; stop one" not in caplog.text:
+            time.sleep(0.05)
+    assert json.loads((tmp_path / "run" / lock.FILE).read_text())["token"] == "another"
 
 
 def test_any_folder_name(tmp_path):

@@ -322,6 +322,57 @@ def test_large_pictures_are_read_up_to_a_limit_that_is_named(ending, grey, tmp_p
         read_image(tmp_path / f"a{ending}")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.tif", {"big_tiff": True}),
+        ("a.tif", {"compression": "tiff_lzw"}),
+        ("a.tif", {"compression": "tiff_adobe_deflate"}),
+        ("a.png", {"format": "WEBP", "lossless": True}),
+    ],
+)
+def test_kinds_of_files_that_hold_the_same(name, options, colour, tmp_path):
+    write(tmp_path / name, colour, **options)
+    np.testing.assert_array_equal(read_image(tmp_path / name), colour)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.gif", "GIF"), ("a.png", "PNG"), ("a.png", "WEBP")])
+def test_animations_are_no_pictures(name, kind, tmp_path):
+    frames = [Image.fromarray(regions(0, value)) for value in (90, 180, 255)]
+    write(tmp_path / name, frames[0], format=kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=rf"{name}: holds 3 pages; expected one picture"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("highest", [1.0, 900.0])
+def test_pictures_of_fractions_are_refused_and_masks_of_whole_ones_read(highest, tmp_path):
+    floats = np.linspace(0, highest, 8 * 9, dtype=np.float32).reshape(8, 9)
+    write(tmp_path / "a.tif", floats)
+    with pytest.raises(DataError, match=r"a\.tif: a picture of 32-bit floats; expected 8 or 16"):
+        read_image(tmp_path / "a.tif")
+    write(tmp_path / "b.tif", regions(0, 2, 1).astype(np.float32))
+    np.testing.assert_array_equal(read_mask(tmp_path / "b.tif"), regions(0, 2, 1))
+    write(tmp_path / "c.tif", floats)
+    with pytest.raises(DataError, match=r"c\.tif: the label holds the values"):
+        read_mask(tmp_path / "c.tif")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "its content is none of PNG, JPEG, TIFF"),
+        (b"<!DOCTYPE html><html>login first</html>", "its content is none of PNG, JPEG, TIFF"),
+        (b"", "its content is none of PNG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a pointer of Git LFS"),
+    ],
+    ids=["HEIC", "HTML", "empty", "LFS"],
+)
+def test_what_is_no_picture_in_spite_of_its_name(content, message, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.jpg: damaged, or no picture: {message}"):
+        read_image(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1)])
 def test_pictures_one_pixel_high_or_wide(size, rng, tmp_path):
     images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for _ in range(4)]
@@ -447,6 +498,19 @@ def test_a_shape_in_the_transparency_is_the_mask(under, tmp_path):
     rgba[..., :3] = shape[..., None]
     write(tmp_path / "a.png", rgba)
     np.testing.assert_array_equal(read_binary_mask(tmp_path / "a.png"), shape > 0)
+
+
+@pytest.mark.parametrize("under", [0, 255])
+def test_an_empty_shape_in_the_transparency_is_an_empty_mask(under, tmp_path):
+    """Of a set whose shapes are in the transparency, one without an object."""
+    rgba = np.full((HEIGHT, WIDTH, 4), under, np.uint8)
+    rgba[..., 3] = 0
+    write(tmp_path / "a.png", rgba)
+    assert not read_binary_mask(tmp_path / "a.png").any()
+    assert read_picture(tmp_path / "a.png").notes == (TRANSPARENT,)
+    rgba[..., :3] = regions(0, 255)[..., None]  # the colours alone hold something
+    write(tmp_path / "a.png", rgba)
+    np.testing.assert_array_equal(read_binary_mask(tmp_path / "a.png"), regions(0, 1))
 
 
 def test_colours_and_transparency_that_differ_are_refused(tmp_path):
@@ -602,6 +666,74 @@ def test_a_class_list_that_is_no_text_is_named(grey, tmp_path):
     root = write_set(tmp_path, [grey] * 4, [regions(0, 1)] * 4)
     (root / "classes.txt").write_bytes(b"PK\3\4\0\0\0\0abc")
     with pytest.raises(DataError, match=r"classes\.txt: no text"):
+        prepare_set(root)
+
+
+def test_a_mask_of_almost_the_same_name_is_pointed_out(colour, tmp_path):
+    for name in ("Scan1", "Scan2"):
+        write(tmp_path / f"images/{name}.png", colour)
+    write(tmp_path / "masks/scan1-mask.png", regions(0, 255))
+    write(tmp_path / "masks/Scan2.png", regions(0, 255))
+    message = r"images/Scan1\.png: no mask of that name in .*masks \(there is scan1-mask\.png\);"
+    with pytest.raises(DataError, match=message):
+        prepare_set(tmp_path)
+
+
+def test_files_that_are_left_out_are_told(colour, tmp_path):
+    root = write_set(tmp_path, [colour] * 4, [regions(0, 255)] * 4)
+    for kind in ("images", "masks"):
+        write(root / kind / "deeper/p9.png", colour)
+        write(root / kind / "p5.webp", colour)
+    (root / "images/Thumbs.db").write_bytes(b"")
+    _, remarks = prepare_set(root)
+    (said,) = [remark for remark in remarks if "left out" in remark]
+    assert "5 files, such as" in said
+
+
+def test_a_list_without_a_background_is_told(grey, tmp_path):
+    root = write_set(tmp_path, [grey] * 4, [regions(0, 1)] * 4, "liver\nspleen\n")
+    _, remarks = prepare_set(root)
+    assert "the first class, 'liver', is taken for the background" in remarks
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a_1", "a_01"), r"a_1\.png: slice 1 of 'a' is .*a_01\.png too"),
+        (("a_1", "a_x"), r"a_x\.png: the name does not fit case_pattern"),
+    ],
+)
+def test_slices_that_cannot_be_stacked_are_named(names, message, colour, tmp_path):
+    for name in (*names, "b_1"):
+        write(tmp_path / f"images/{name}.png", colour)
+        write(tmp_path / f"masks/{name}.png", regions(0, 255))
+    with pytest.raises(DataError, match=message):
+        prepare_set(tmp_path, case_pattern=r"(?P<case>.+)_(?P<slice>\w+)")
+
+
+def test_all_files_at_fault_are_named_at_once(colour, tmp_path):
+    root = write_set(tmp_path, [colour] * 6, [regions(0, 255)] * 6)
+    (root / "images/p0.png").write_bytes(b"damaged")
+    write(root / "masks/p3.png", regions(0, 128, 255))
+    write(root / "masks/p5.png", np.zeros((3, 3), np.uint8))
+    with pytest.raises(DataError) as error:
+        prepare_set(root)
+    named = sorted(line.split(": ")[0] for line in str(error.value).splitlines())
+    assert named == [str(root / f) for f in ("images/p0.png", "masks/p3.png", "masks/p5.png")]
+    assert not any((root / ".prepared").rglob("*"))
+
+
+def test_of_very_many_faults_the_first_are_named(colour, tmp_path):
+    root = write_set(tmp_path, [colour] * 30, [regions(0, 255)] * 30)
+    for path in (root / "images").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(DataError) as error:
+        prepare_set(root)
+    assert str(error.value).count("damaged, or no picture") == 10
+    assert str(error.value).endswith("(and perhaps others)")
+    for path in (root / "masks").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"no mask of that name.*; as for 29 others: .*, \.\.\.$"):
         prepare_set(root)
 
 

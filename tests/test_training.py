@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -209,6 +210,8 @@ def test_a_record_that_is_damaged_during_training_is_named(config, mni152, tmp_p
     config = changed(config, "data", data_dir=str(copy))
     (records,) = copy.rglob("*-train.array_record*")
     real = TrainingSlices.__getitem__
+    in_turn = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # no thread reads ahead
+    monkeypatch.setattr(grain, "ReadOptions", lambda **_: in_turn)
 
     def overwritten(self, record):
         if len(self._cache) >= 44:  # five batches of eight and a half have been read

@@ -14,9 +14,10 @@ from test_inference_cases import GREY, trained
 from spectral_jax.data.datasets import DATASETS, prepare
 from spectral_jax.data.datasets.builder import find_prepared
 from spectral_jax.data.sources import Split, Volume
-from spectral_jax.data.volumes import DataError, ct_window, mri_percentile
+from spectral_jax.data.volumes import BLANK, DataError, ct_window, mri_percentile
 from spectral_jax.evaluation.cases import MatchedCases
 from spectral_jax.inference.cases import find_sources, predict_sources
+from spectral_jax.inference.formats import read_scan
 from spectral_jax.inference.predictor import Predictor
 
 CASES = ("a", "b", "c")
@@ -301,6 +302,18 @@ def test_ct_is_windowed_however_it_is_written(modality, tmp_path):
     )
 
 
+@pytest.mark.parametrize("image", [ct_window, lambda voxels: voxels / np.float32(300)])
+def test_normalised_ct_is_refused(image, tmp_path):
+    """Values of a z-score lie on both sides of 0, and none is a Hounsfield unit."""
+    raw = Raw(
+        tmp_path / "raw",
+        modality={"0": "CT"},
+        image=lambda name: nibabel.Nifti1Image(image(scan_of(name)), AFFINE),
+    )
+    with pytest.raises(DataError, match=r"no Hounsfield units; subtract what was added"):
+        prepared(raw, tmp_path)
+
+
 def test_ct_without_hounsfield_units_is_refused(tmp_path):
     """wasserth/TotalSegmentator#130, JoHof/lungmask#108, MIC-DKFZ/nnUNet#1680."""
     raw = Raw(
@@ -315,6 +328,145 @@ def test_ct_without_hounsfield_units_is_refused(tmp_path):
         prepared(raw, tmp_path)
     _, _, everything = prepared(raw, tmp_path, intensity="ct_window")  # as one says
     assert everything.info.intensity == "ct_window"
+
+
+def turned_qform(name):
+    """A scan whose qform mirrors what its sform does not."""
+    file = nibabel.Nifti1Image(scan_of(name), AFFINE)
+    file.header.set_qform(np.diag([-1.0, -1, 1, 1]), code=1)
+    return file
+
+
+def other_pixdim(name):
+    file = nibabel.Nifti1Image(scan_of(name), np.diag([0.5, 0.5, 3, 1]))
+    file.header["pixdim"][1:4] = 1
+    return file
+
+
+def no_pixdim(name):
+    file = nibabel.Nifti1Image(scan_of(name), None)
+    file.header.set_qform(np.eye(4), code=1)
+    file.header["pixdim"][1:4] = (2, -2, 0)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("image", "note", "spacing_mm"),
+    [
+        (turned_qform, "sform and qform turn the scan otherwise: the sform counts", (1, 1, 1)),
+        (
+            other_pixdim,
+            "pixdim and sform give voxels other sizes: those of the sform count",
+            (3, 0.5, 0.5),
+        ),
+        (no_pixdim, "no size along some axis: 1 mm is taken", (1, 2, 2)),
+    ],
+)
+def test_headers_that_contradict_themselves_are_told(image, note, spacing_mm, tmp_path):
+    """Of MIC-DKFZ/nnUNet and ITK: sform against qform, sizes of 0 and below."""
+
+    def label(name):
+        truth = nibabel.Nifti1Image(truth_of(name), None, image(name).header)
+        truth.set_data_dtype(np.uint8)
+        return truth
+
+    volumes, remarks, _ = prepared(Raw(tmp_path / "raw", image=image, label=label), tmp_path)
+    assert said(remarks, f"{note} (3 of 3 cases")
+    assert volumes["a"].spacing_mm == pytest.approx(spacing_mm)
+    scan = read_scan([tmp_path / "raw/imagesTr/a.nii.gz"], orientation="RAS")
+    assert any(note in text for text in scan.notes)
+    assert scan.spacing_mm == pytest.approx(spacing_mm)
+
+
+def test_a_scan_without_an_orientation_is_told_in_prediction_too(tmp_path):
+    file = nibabel.Nifti1Image(scan_of("a"), None)
+    assert not file.header["sform_code"]
+    nibabel.save(file, tmp_path / "a.nii")
+    assert "says nothing of the orientation" in read_scan([tmp_path / "a.nii"]).notes[0]
+
+
+def test_a_scan_of_one_value_is_told(tmp_path):
+    blank = nibabel.Nifti1Image(np.full((6, 7, 5), 3, np.int16), AFFINE)
+    raw = Raw(
+        tmp_path / "raw",
+        image=lambda n: blank if n == "b" else nibabel.Nifti1Image(scan_of(n), AFFINE),
+    )
+    _, remarks, _ = prepared(raw, tmp_path)
+    assert said(remarks, f"{BLANK} (1 of 3 cases, such as b)")
+    assert read_scan([tmp_path / "raw/imagesTr/b.nii.gz"]).notes == (BLANK,)
+
+
+def test_very_small_voxels_lie_somewhere(tmp_path):
+    """Of microscopes, in metres."""
+    nibabel.save(nibabel.Nifti1Image(scan_of("a"), np.diag([1e-6] * 3 + [1])), tmp_path / "a.nii")
+    assert read_scan([tmp_path / "a.nii"]).image.shape == (5, 7, 6, 1)
+
+
+def test_names_that_do_not_tell_the_compression(tmp_path):
+    file = nibabel.Nifti1Image(scan_of("a"), AFFINE)
+    for name, other, message in (
+        ("a.nii", "b.nii.gz", r"b\.nii\.gz: .*not compressed with gzip.*rename it b\.nii$"),
+        ("c.nii.gz", "d.nii", r"d\.nii: .*compressed with gzip.*rename it d\.nii\.gz$"),
+    ):
+        nibabel.save(file, tmp_path / name)
+        (tmp_path / name).rename(tmp_path / other)
+        with pytest.raises(DataError, match=message):
+            read_scan([tmp_path / other])
+
+
+def test_voxels_that_are_no_numbers_are_counted(tmp_path):
+    voxels = scan_of("a").astype(np.float32)
+    voxels[:2, 0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(voxels, AFFINE), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"a\.nii: 2 of 210 values are NaN or infinite; .*in their"):
+        read_scan([tmp_path / "a.nii"])
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64, np.uint16, np.float32])
+def test_class_numbers_of_any_type(kind, tmp_path):
+    raw = Raw(
+        tmp_path / "raw",
+        label=lambda name: nibabel.Nifti1Image(truth_of(name).astype(kind), AFFINE, dtype=kind),
+    )
+    check_labels(prepared(raw, tmp_path)[0])
+
+
+def test_names_in_lists_and_alone(tmp_path):
+    raw = Raw(tmp_path / "raw", modality="MRI", labels=["background", "liver", "spleen"])
+    volumes, _, everything = prepared(raw, tmp_path)
+    check_labels(volumes)
+    assert everything.info.classes == ("background", "liver", "spleen")
+    assert everything.info.modality.startswith("MRI")
+
+
+def test_a_list_of_no_cases_is_no_case(tmp_path):
+    root = Raw(tmp_path / "raw").write()
+    task = {"modality": {"0": "MRI"}, "labels": LABELS, "training": []}
+    (root / "dataset.json").write_text(json.dumps(task))
+    with pytest.raises(DataError, match="no case found"):
+        prepare(DATASETS["decathlon"], root=root, data_dir=tmp_path / "prepared")
+
+
+def test_all_files_at_fault_are_named_at_once(tmp_path):
+    names = ("a", "b", "c", "d")
+    raw = Raw(tmp_path / "raw", names=names)
+    root = raw.write()
+    (root / "imagesTr/a.nii.gz").write_bytes(b"damaged")
+    nibabel.save(
+        nibabel.Nifti1Image(truth_of("c") + np.uint8(9), AFFINE), root / "labelsTr/c.nii.gz"
+    )
+    (root / "labelsTr/d.nii.gz").unlink()
+    (root / "labelsTr/d.nii.gz").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"labelsTr/d\.nii\.gz: no such file, but dataset\.json"):
+        prepare(DATASETS["decathlon"], root=root, data_dir=tmp_path / "prepared")
+    nibabel.save(nibabel.Nifti1Image(truth_of("d"), AFFINE * 2), root / "labelsTr/e.nii.gz")
+    (root / "labelsTr/d.nii.gz").unlink()
+    (root / "labelsTr/d.nii.gz").symlink_to("e.nii.gz")
+    with pytest.raises(DataError) as error:
+        prepare(DATASETS["decathlon"], root=root, data_dir=tmp_path / "prepared")
+    lines = sorted(str(error.value).splitlines())
+    for line, name in zip(lines, ("imagesTr/a", "labelsTr/c", "labelsTr/d"), strict=True):
+        assert line.startswith(str(root / f"{name}.nii.gz"))
 
 
 def test_names_with_dots_are_whole(tmp_path):
@@ -500,7 +652,6 @@ def test_a_set_in_other_axes_is_evaluated_as_the_network_sees(tmp_path):
 def test_the_template_itself_is_predicted_as_it_is_trained(mni152, tmp_path):
     """Its slices run from front to back, its file's from back to front."""
     from spectral_jax.data.datasets import mni152 as template
-    from spectral_jax.inference.formats import read_scan
 
     split = Split(mni152, "test")
     file = template.template_folder() / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"

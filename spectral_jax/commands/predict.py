@@ -57,7 +57,8 @@ def split_paths(texts: Sequence[str]) -> list[pathlib.Path]:
                 path = as_spelled(",".join(parts[:count]).strip())
                 if os.path.lexists(path):
                     break
-            paths.append(path)
+            if any(part.strip() for part in parts[:count]):  # "" would be the present folder
+                paths.append(path)
             parts = parts[count:]
     return paths
 

@@ -138,9 +138,11 @@ def main() -> None:
         return
     logging.getLogger("spectral_jax").setLevel(logging.ERROR)  # the summary says it all
     start = time.time()
-    folder = prepare(
-        dataset, root=RAW_DIR.value, data_dir=DATA_DIR.value, **parse_options(OPTIONS.value)
-    )
+    options = parse_options(OPTIONS.value)
+    try:
+        folder = prepare(dataset, root=RAW_DIR.value, data_dir=DATA_DIR.value, **options)
+    except DataError as error:  # it names the options of training
+        raise DataError(str(error).replace("--config.data.options.", "--option=")) from error
     before = (folder / SUMMARY_FILE).stat().st_mtime < start
     print(f"{folder}: {'already there' if before else f'written in {time.time() - start:.0f} s'}")
     print_summary(folder)

@@ -56,7 +56,8 @@ class Grid(NamedTuple):
     def check(self) -> None:
         """Raises ValueError for an affine that puts no volume anywhere."""
         linear = self.affine[:3, :3]
-        if not np.isfinite(self.affine).all() or abs(np.linalg.det(linear)) < 1e-12:
+        cuboid = np.prod(self.sides_mm)
+        if not np.isfinite(self.affine).all() or not abs(np.linalg.det(linear)) > 1e-3 * cuboid:
             raise ValueError(
                 f"its affine {np.round(linear, 4).tolist()} does not say where voxels lie; "
                 "expected three finite directions that are not in one plane"

@@ -56,13 +56,14 @@ def _without_pillow_limit() -> Iterator[int | None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def check_nifti(path: Path) -> None:
-    """Checks the sizes in the header of a `.nii` or `.nii.gz`.
+def check_nifti(path: Path) -> nibabel.Nifti1Header:
+    """Checks the sizes in the header of a `.nii` or `.nii.gz`, and returns it as it is stored.
 
     Raises:
       TooLargeError: if its voxels, or what lies before them, take more than the limit.
-      ValueError: for sizes that are none.
+      ValueError: for sizes that are none, and for a name that does not tell how it is compressed.
     """
+    _check_compression(path)
     with ImageOpener(path) as file:
         block = file.read(540)
     is_nifti2 = 540 in (int.from_bytes(block[:4], order) for order in ("little", "big"))
@@ -77,6 +78,19 @@ def check_nifti(path: Path) -> None:
     itemsize = header.get_data_dtype().itemsize if header.get_slope_inter() == (None, None) else 8
     limits.check_bytes(path, math.prod(sizes[:axes]) * itemsize)
     limits.check_bytes(path, int(header["vox_offset"]))
+    return header
+
+
+def _check_compression(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(2)
+    stem, compressed = path.name.removesuffix(path.suffix), start == b"\x1f\x8b"
+    if compressed and path.suffix.lower() == ".nii":
+        raise ValueError(
+            f"compressed with gzip, which its name does not say; rename it {stem}.nii.gz"
+        )
+    if not compressed and path.suffix.lower() == ".gz" and len(start) == 2:
+        raise ValueError(f"not compressed with gzip, as its name says; if sound, rename it {stem}")
 
 
 def read_hdf5(path: Path, file: h5py.File, key: str) -> np.ndarray:

@@ -18,9 +18,9 @@ from jaxtyping import Num, UInt, UInt8
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from scipy import ndimage
 
-from spectral_jax.data.headers import open_picture
+from spectral_jax.data.headers import PICTURE_FORMATS, open_picture
 from spectral_jax.data.parallel import available_cores, run_ahead
-from spectral_jax.data.volumes import DataError, as_label, named
+from spectral_jax.data.volumes import BLANK, DataError, as_label, is_blank, named
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 GREY_MODES = ("1", "L", "LA")  # of Pillow; 8 bit without colour
@@ -28,7 +28,7 @@ COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 TIFF_BITS, TIFF_COMPRESSION, TIFF_PHOTOMETRIC, TIFF_KIND_OF_PAGE = 258, 259, 262, 254
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "JPEG2000")
 TIFF_JPEG = (6, 7)
-TIFF_STARTS = (b"II*\0", b"MM\0*")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TIFF_PREVIEW_OR_TRANSPARENCY = 1 | 4
 
 WHITE_ABOVE = 127  # of 255: JPEG rings and resizing blurs masks of 0 and 255
@@ -84,7 +84,12 @@ def read_picture(path: Path) -> Picture:
         transparent = _alpha(shown) is not None
     if pixels.dtype.kind == "f":
         raise DataError(f"{path}: a picture of 32-bit floats; expected 8 or 16 bit: save it so")
-    texts = {TURNED: turned, TRANSPARENT: transparent, DEEP_COLOUR: deep}
+    texts = {
+        TURNED: turned,
+        TRANSPARENT: transparent,
+        DEEP_COLOUR: deep,
+        BLANK: is_blank(pixels),
+    }
     notes = tuple(text for text, applies in texts.items() if applies)
     return Picture(pixels if pixels.ndim == 3 else pixels[..., None], turned, dpi, notes)
 
@@ -117,9 +122,12 @@ def _identified(path: Path) -> Iterator[Image.Image]:
         opened = contextlib.ExitStack()
         file = opened.enter_context(open_picture(path))
     except UnidentifiedImageError:
-        if path.read_bytes()[:4] in TIFF_STARTS:  # Pillow reads the usual ones
+        with path.open("rb") as content:
+            start = content.read(4)
+        if start in TIFF_STARTS:  # Pillow reads the usual ones
             raise DataError(f"{path}: a TIFF of a kind that is not read; save it as PNG") from None
-        raise
+        kinds = ", ".join(PICTURE_FORMATS)
+        raise ValueError(f"its content is none of {kinds}; save it as PNG") from None
     with opened:
         yield file
 
@@ -179,12 +187,11 @@ def _pixels(file: Image.Image, shown: Image.Image, path: Path) -> np.ndarray:
 
 
 def _alpha(shown: Image.Image) -> UInt8[np.ndarray, "height width"] | None:
-    """How opaque each pixel is, if not all are alike."""
+    """How opaque each pixel is; None if all are, wholly."""
     if not shown.has_transparency_data or shown.mode.startswith("I"):
         return None
-    alpha = shown.convert("RGBA").getchannel("A")
-    low, high = alpha.getextrema()
-    return None if low == high else np.asarray(alpha)
+    alpha = np.asarray(shown.convert("RGBA").getchannel("A"))
+    return alpha if alpha.min() < 255 else None
 
 
 # --- what a set holds, and how it is stored -------------------------------------------------------
@@ -206,7 +213,7 @@ class Kind:
 
 
 def find_kind(paths: Iterable[Path]) -> Kind:
-    """Looks through pictures, decoding no more than it takes."""
+    """Looks through pictures, decoding no more than it takes; damaged ones count for nothing."""
     highest = 0
     for channels, of_picture in run_ahead(_look, paths, available_cores()):
         if channels == 3:
@@ -220,10 +227,13 @@ def find_kind(paths: Iterable[Path]) -> Kind:
 
 def _look(path: Path) -> tuple[int, int]:
     """Channels of a picture, and its highest value if it has 16 bit."""
-    with _opened(path) as file:
-        if file.mode in GREY_MODES:
-            return 1, 0
-    pixels = read_image(path)
+    try:
+        with _opened(path) as file:
+            if file.mode in GREY_MODES:
+                return 1, 0
+        pixels = read_image(path)
+    except DataError:  # named, with all others, when cases are read
+        return 1, 0
     return pixels.shape[-1], int(pixels.max()) if pixels.dtype == np.uint16 else 0
 
 
@@ -299,9 +309,10 @@ def _read_mask(path: Path) -> _Mask:
         numbers = np.asarray(image) if image.mode == "P" else pixels
     if alpha is not None:
         flat = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
-        if (flat == flat[0]).all():  # one colour: the shape is in the transparency
+        one_colour, varies = (flat == flat[0]).all(), alpha.min() < alpha.max()
+        if one_colour and (varies or not alpha.any()):  # the shape is in the transparency
             pixels = numbers = alpha
-        elif flat[alpha.ravel() == 0].any():
+        elif varies and flat[alpha.ravel() == 0].any():
             raise DataError(
                 f"{path}: transparent pixels hold colour, so it is not clear whether the colours "
                 "or the transparency are the mask; save it without transparency (flattened)"

@@ -18,13 +18,21 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from spectral_jax import limits
-from spectral_jax.data import headers
+from spectral_jax.data import geometry, headers
 from spectral_jax.data.geometry import Grid, bring_to
 
 Spacing = tuple[float, float, float]
 CT_WINDOW = (-125.0, 275.0)  # Hounsfield units; soft tissue, as TransUNet uses for Synapse
 MRI_PERCENTILES = (0.5, 99.5)
 LABEL_TOLERANCE = 1e-3  # what scaling in a file's header may add to whole numbers
+LEAST_HOUNSFIELD_RANGE = 100  # of a scan: that of water and fat alone
+SIDES_TOLERANCE = 1e-2  # of a voxel's side: what rounding in headers may change
+
+NO_SIDES = "the header gives voxels no size along some axis: 1 mm is taken"
+SIDES_DIFFER = "the header's pixdim and sform give voxels other sizes: those of the sform count"
+FORMS_DIFFER = "the header's sform and qform turn the scan otherwise: the sform counts"
+BLANK = "there is nothing to see: all its values are one"
+LFS_POINTER = "a pointer of Git LFS, whose content was not fetched: git lfs pull"
 
 
 class DataError(ValueError):
@@ -49,7 +57,16 @@ def named(path: Path, kind: str) -> Iterator[None]:
     except Exception as error:  # what libraries raise for a damaged file cannot be foreseen
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"{error.filename or path}: {error.strerror}") from error
-        raise DataError(f"{path}: damaged, or no {kind}: {error}") from error
+        reason = LFS_POINTER if _starts_with(path, b"version https://git-lfs") else error
+        raise DataError(f"{path}: damaged, or no {kind}: {reason}") from error
+
+
+def _starts_with(path: Path, start: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return False
 
 
 class Nifti(NamedTuple):
@@ -59,19 +76,21 @@ class Nifti(NamedTuple):
       file: of nibabel.
       volumes: how many it holds.
       grid: where its voxels lie.
-      spacing_mm: of the three axes, as the header has it.
+      spacing_mm: of the three axes.
+      notes: what the header leaves open, and how it was taken.
     """
 
     file: Any
     volumes: int
     grid: Grid
     spacing_mm: Spacing
+    notes: tuple[str, ...] = ()
 
 
 def open_nifti(path: Path) -> Nifti:
     """Reads the header of a `.nii` or `.nii.gz`; a file of two dimensions is a single slice."""
     with named(path, "NIfTI file"):
-        headers.check_nifti(path)
+        stored = headers.check_nifti(path)
         file = nibabel.load(path)
         shape, kind = file.shape, file.get_data_dtype()
         if kind.names or kind.kind not in "biuf":
@@ -85,8 +104,31 @@ def open_nifti(path: Path) -> Nifti:
         grid.check()
         unit = file.header.get_xyzt_units()[0] if hasattr(file.header, "get_xyzt_units") else "mm"
         to_mm = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
-        zooms = [float(zoom) * to_mm for zoom in (*file.header.get_zooms(), 1)[:3]]
-    return Nifti(file, int(np.prod(shape[3:])), grid, (zooms[0], zooms[1], zooms[2]))
+        zooms = [float(zoom) for zoom in (*file.header.get_zooms(), 1)[:3]]
+        axes = len(shape[:3])
+        notes = []
+        if not stored["sform_code"] and not (stored["pixdim"][1 : 1 + axes] > 0).all():
+            notes.append(NO_SIDES)
+        if not np.allclose(zooms[:axes], grid.sides_mm[:axes], rtol=SIDES_TOLERANCE, atol=0):
+            zooms[:axes] = grid.sides_mm[:axes].tolist()
+            notes.append(SIDES_DIFFER)
+        if _forms_differ(file.header, grid):
+            notes.append(FORMS_DIFFER)
+        spacing_mm = (zooms[0] * to_mm, zooms[1] * to_mm, zooms[2] * to_mm)
+    return Nifti(file, int(np.prod(shape[3:])), grid, spacing_mm, tuple(notes))
+
+
+def _forms_differ(header: Any, grid: Grid) -> bool:
+    """Whether the two places of a header's voxels differ by more than where the first one lies."""
+    try:
+        forms = [header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]]
+    except Exception:  # a quaternion that is none; the sform counts anyway
+        return False
+    if forms[0] is None or forms[1] is None:
+        return False
+    steps = np.linalg.norm((forms[0] - forms[1])[:3, :3], axis=0)
+    ends = steps * (np.array(grid.shape) - 1)
+    return bool(ends.max() > geometry.TOLERANCE * grid.sides_mm.min())
 
 
 def read_nifti(
@@ -185,7 +227,15 @@ def check_finite(array: np.ndarray, path: Path) -> None:
     """Raises DataError if a value is infinite or not a number."""
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
-        raise DataError(f"{path}: {count} of {array.size} values are NaN or infinite")
+        raise DataError(
+            f"{path}: {count} of {array.size} values are NaN or infinite; expected numbers: put "
+            "that of the background in their place"
+        )
+
+
+def is_blank(array: np.ndarray) -> bool:
+    """Whether all values are one, as of an export that failed."""
+    return array.size > 1 and bool(array.min() == array.max())
 
 
 def as_label(array: np.ndarray, path: Path) -> UInt8[np.ndarray, "..."]:
@@ -228,8 +278,13 @@ def scale(
 
 
 def check_hounsfield(image: np.ndarray, path: Path, advice: str) -> None:
-    """Raises DataError unless some value is below 0, as air and fat are; `advice` ends the text."""
-    lowest = image.min()
+    """Raises DataError unless values are those of air or fat, and more; `advice` ends the text."""
+    lowest, highest = image.min(), image.max()
+    if lowest < 0 and float(highest) - float(lowest) < LEAST_HOUNSFIELD_RANGE:
+        raise DataError(
+            f"{path}: values are {lowest:g} ... {highest:g}, as normalised ones are, so these are "
+            f"no Hounsfield units; {advice}"
+        )
     if lowest >= 0:
         raise DataError(
             f"{path}: no value is below 0 (the lowest is {lowest:g}), so these are no Hounsfield "

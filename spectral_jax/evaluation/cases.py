@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,6 +115,12 @@ def _turn_between(theirs: DatasetInfo, ours: DatasetInfo) -> Turn:
         for info in (theirs, ours)
         if info.orientation and info.orientation != AS_ACQUIRED
     ]
+    if theirs.orientation and not ours.orientation:
+        logging.getLogger(__name__).warning(
+            "volumes of %s are turned to %s, but how those lay that the network was trained on "
+            "(%s) is not known: scores are right only if they lay alike",
+            *(theirs.name, theirs.orientation, ours.name),
+        )
     return turn_between(*letters) if len(letters) == 2 else Turn((0, 1, 2))
 
 

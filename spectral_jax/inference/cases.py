@@ -43,6 +43,11 @@ DICOM_MODALITIES = {  # by words of a data set's modality
     "microscopy": {"SM", "GM"},
 }
 CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # nnU-Net's names, without ending
+DARK_BITS = 12
+DARK = (
+    f"no value takes more than {DARK_BITS} of 16 bits, so that the network sees a dark picture; if "
+    "those that it was trained on were brighter, save it in full range"
+)
 AS_STORED = (
     "the run does not store the orientation of its training volumes (the files had none, or an "
     "older version prepared them: then prepare and train again); scans are used as they are "
@@ -125,6 +130,8 @@ def find_sources(
             sources += _in_folder(path, output)
         else:  # reading it will tell whether it is there
             sources.append(Source((path,), formats.without_ending(path.name)))
+    if not paths:
+        raise DataError("no input is named; expected files or folders, with commas between")
     if len(paths) == 1 and not os.path.lexists(paths[0]):
         raise DataError(f"{paths[0]}: no such file or folder")
     if not sources:
@@ -134,10 +141,10 @@ def find_sources(
     sources = _named_apart(_join_channels(sources, channels) if channels > 1 else sources)
     if all(source.reason for source in sources):
         raise DataError(sources[0].reason)
-    inputs = {file.resolve() for source in sources for file in source.files}
+    inputs = {os.path.realpath(file) for source in sources for file in source.files}
     for source in sources:
         for target in source.targets:
-            if (output / target).resolve() in inputs:
+            if os.path.realpath(output / target) in inputs:
                 raise DataError(
                     f"{output / target}: the result would take this input's place; choose another "
                     "output"
@@ -192,24 +199,28 @@ def _ending(file: pathlib.Path) -> str:
 
 
 def _in_folder(folder: pathlib.Path, output: pathlib.Path) -> list[Source]:
-    files = [
-        path
+    results = pathlib.Path(os.path.realpath(output))
+    kinds = {
+        path: formats.file_kind(path)
         for path in visible_files(folder)
-        if not path.resolve().is_relative_to(output.resolve()) and formats.file_kind(path)
-    ]
-    dicom = [path for path in files if formats.file_kind(path) == "dicom"]
-    of_dicom = set(dicom)
+        if not pathlib.Path(os.path.realpath(path)).is_relative_to(results)
+    }
+    if left_out := [path for path, kind in kinds.items() if not kind]:
+        logging.getLogger(__name__).warning(
+            "%s: left out %d files of other kinds, such as %s", folder, len(left_out), left_out[0]
+        )
     sources = [
         Source((path,), formats.without_ending(path.relative_to(folder).as_posix()))
-        for path in files
-        if path not in of_dicom
+        for path, kind in kinds.items()
+        if kind not in ("", "dicom")
     ]
-    series, others = group_series(dicom)
+    series, others = group_series([path for path, kind in kinds.items() if kind == "dicom"])
     if others:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in collections.Counter(others.values()).items())
+        counts = collections.Counter(others.values())
         logging.getLogger(__name__).warning(
             "%s: skipped %d DICOM files that hold no image to segment (%s), such as %s",
-            *(folder, len(others), kinds, next(iter(others))),
+            *(folder, len(others), ", ".join(f"{n} {kind}" for kind, n in counts.items())),
+            next(iter(others)),
         )
     alone = collections.Counter(of_series[0].parent for of_series in series)
     for of_series in series:
@@ -273,11 +284,11 @@ def prepare_image(
     else:
         rule = data.intensity
         for index, of_channel in enumerate((rule,) if isinstance(rule, str) else rule):
-            if of_channel != "ct_window" or scan.rescaled:
+            if of_channel != "ct_window":
                 continue
             advice = f"the network was trained on them ({data.modality}); if they are, say "
             advice += "--intensity=ct_window"
-            if scan.kind == "dicom":
+            if scan.kind == "dicom" and not scan.rescaled:
                 raise DataError(
                     f"{file}: no RescaleIntercept, so stored values need not be Hounsfield units; "
                     f"{advice}"
@@ -295,6 +306,10 @@ def prepare_image(
         )
     bits = data.bits if rule == "identity" else 16
     return pictures.as_stored(volumes.scale(image, rule), data.channels, bits, file)
+
+
+def _is_dark(image: np.ndarray) -> bool:
+    return image.dtype == np.uint16 and 0 < image.max() < 2**DARK_BITS
 
 
 def _check_modality(scan: Scan, data: DatasetInfo, file: pathlib.Path) -> None:
@@ -444,6 +459,8 @@ def _open(
         volume = scan.kind == "nifti" or (scan.kind == "dicom" and len(scan.image) > 1)
         if volume and not data.orientation:
             scan = dataclasses.replace(scan, notes=(*scan.notes, AS_STORED))
+        if scan.kind == "picture" and data.bits == 16 and not intensity and _is_dark(scan.image):
+            scan = dataclasses.replace(scan, notes=(*scan.notes, DARK))
         shape = image.shape[:3]
         limits.check_bytes(file, 4 * kept * math.prod(shape))
         limits.check_bytes(file, predictor.extra_bytes(image, scan.spacing_mm))

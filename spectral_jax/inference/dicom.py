@@ -29,6 +29,7 @@ NO_IMAGES = {  # modalities of files that have no scan in them, though some have
     *("SR", "PR", "KO", "REG", "FID", "DOC", "PLAN", "RWV", "ANN", "AU", "ECG", "HD", "SMR"),
     *("RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "SEG", "M3D", "STL"),
 }
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 BETWEEN_SCANS = (  # what differs where one series holds several scans of the same places
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TriggerTime", "EchoTime", "EchoNumbers"),
     *("DiffusionBValue", "ImageType", "AcquisitionTime", "ContentTime", "InstanceNumber"),
@@ -83,12 +84,16 @@ class Slice:
         return float(self.position @ np.cross(*self.directions))
 
 
-def starts_as_dicom(path: pathlib.Path) -> bool:
-    """Whether a file begins as DICOM does: with its preamble, or at once with its first tags."""
+def starts_as_dicom(path: pathlib.Path, *, preamble: bool = False) -> bool:
+    """Whether a file begins as DICOM does: with its preamble, or at once with its first tags.
+
+    With `preamble`, it must have one: other files may begin like the first tags by chance.
+    """
     with path.open("rb") as file:
         start = file.read(132)
     group, element = (int.from_bytes(start[at : at + 2], "little") for at in (0, 2))
-    return start[128:] == b"DICM" or (group in (2, 8) and element <= 0x18 and len(start) == 132)
+    bare = group in (2, 8) and element <= 0x18 and len(start) == 132
+    return start[128:] == b"DICM" or (bare and not preamble)
 
 
 def group_series(
@@ -97,12 +102,14 @@ def group_series(
     """DICOM files by the series that they belong to, and those that hold no image.
 
     Those that cannot be read stand alone. Where folders repeat each other's places under one
-    number, as after careless anonymising, each is a series.
+    number, as after careless anonymising, each is a series. Screen captures beside other images,
+    such as reports of dose, are none.
 
     Returns:
       The files of each series, and what each of the others is.
     """
     groups: dict[tuple[str, ...], list[pathlib.Path]] = {}
+    captures: dict[tuple[str, ...], list[pathlib.Path]] = {}
     places: dict[pathlib.Path, str] = {}
     others: dict[pathlib.Path, str] = {}
     for path in files:
@@ -116,8 +123,12 @@ def group_series(
             continue
         keys = [str(header.get(key, "")) for key in ("PatientID", "StudyInstanceUID")]
         series = str(header.get("SeriesInstanceUID", path.parent))
-        groups.setdefault((*keys, series), []).append(path)
+        into = captures if _is_capture(header) else groups
+        into.setdefault((*keys, series), []).append(path)
         places[path] = str(header.get("ImagePositionPatient", path))
+    if groups:
+        others |= {path: "screen capture" for paths in captures.values() for path in paths}
+    groups = groups or captures
     found: list[list[pathlib.Path]] = []
     for group in groups.values():
         folders: dict[pathlib.Path, list[pathlib.Path]] = {}
@@ -129,6 +140,11 @@ def group_series(
         else:
             found.append(group)
     return found, others
+
+
+def _is_capture(header: Any) -> bool:
+    kind = str(header.get("SOPClassUID", ""))
+    return kind.startswith(SECONDARY_CAPTURE) and "ImagePositionPatient" not in header
 
 
 def _no_image(header: Any) -> str:
@@ -182,6 +198,11 @@ def read_pixels(files: Sequence[pathlib.Path]) -> Pixels:
             raise DataError(f"{one.path}: holds no image to segment, but {kind}")
         if "PixelData" not in one.dataset:
             raise DataError(f"{one.path}: damaged: it has a picture's size, and no pixels")
+        if "MOSAIC" in (one.dataset.get("ImageType") or ()):
+            raise DataError(
+                f"{one.path}: a mosaic, with all slices of a volume in one picture; expected a "
+                "file for each slice: convert the series to NIfTI (dcm2niix does)"
+            )
         if int(one.dataset.get("NumberOfFrames") or 1) > 1:
             raise DataError(
                 f"{one.path}: holds {one.dataset.NumberOfFrames} frames; expected a file for each "

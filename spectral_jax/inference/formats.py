@@ -34,6 +34,7 @@ ARRAY_ENDINGS = (".h5", ".hdf5", ".npz")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 AXES = (2, 1, 0)  # of a NIfTI file, that become depth, height and width
 JPEG_ENDINGS = (".jpg", ".jpeg")
+NO_ORIENTATION = "the header says nothing of the orientation: taken as LAS, as nibabel does"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +117,11 @@ def file_kind(path: pathlib.Path) -> str:
     for kind, of_kind in endings.items():
         if path.name.lower().endswith(of_kind):
             return kind
+    if not path.is_file():
+        return ""
     # names of DICOM files are often numbers with dots
-    if path.is_file() and not path.suffix.strip(".0123456789") and dicom.starts_as_dicom(path):
-        return "dicom"
-    return ""
+    named = bool(path.suffix.strip(".0123456789"))
+    return "dicom" if dicom.starts_as_dicom(path, preamble=named) else ""
 
 
 def without_ending(name: str) -> str:
@@ -196,8 +198,12 @@ def _read_nifti(
     else:
         voxels, grid, sides_mm = volumes.read_nifti(path, channel)
         voxels = voxels[..., None]
-    file = volumes.open_nifti(path).file
+    headers = [volumes.open_nifti(path) for path in files]
+    file = headers[0].file
     header, affine, shape = file.header, file.affine, file.shape[:3]
+    notes = [note for of_file in headers for note in of_file.notes]
+    notes += [] if grid.known else [NO_ORIENTATION]
+    notes += [volumes.BLANK] if volumes.is_blank(voxels) else []
     turn = find_turn(grid)
 
     def write_labels(labels, stem, classes, colors):
@@ -211,6 +217,7 @@ def _read_nifti(
         "nifti",
         write_labels,
         _nifti_probabilities(header, affine, turn),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -300,6 +307,7 @@ def _read_dicom(files: Sequence[pathlib.Path], find_turn: Callable[[Grid], Turn]
         write_probabilities,
         modality=found.modality,
         rescaled=found.rescaled,
+        notes=(volumes.BLANK,) if volumes.is_blank(image) else (),
     )
 
 

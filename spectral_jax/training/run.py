@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -28,6 +29,10 @@ DATASET_FILE = "dataset.json"
 STOPPED_FILE = "stopped.json"
 CHANGES_FILE = "changes.json"
 PRETRAINED_FILE = "pretrained.json"
+UNKNOWN_DATA = (
+    "%s is of an older version, which stored no checksums: whether it was trained on %s as that is "
+    "prepared now is not known; volumes may be turned otherwise. Train again to be sure"
+)
 RESTORE = "restore it from a copy, or use another --workdir and train again"
 # these may change between the starts of a run: they do not change what it learns
 FREE_KEYS = (
@@ -121,12 +126,14 @@ def check_data(workdir: epath.Path, data: DatasetInfo, split: str = "all") -> No
         )
         if there != now
     ]
-    if before.checksums:  # older runs have none
+    if before.checksums:
         changed += [
             f"  {name}: other images, labels or cases, or in another order"
             for name in sorted(before.checksums.keys() | data.checksums.keys())
             if split in (name, "all") and before.checksums.get(name) != data.checksums.get(name)
         ]
+    elif not changed:
+        logging.getLogger(__name__).warning(UNKNOWN_DATA, workdir, data.name)
     if changed:
         raise ConfigError(
             f"{workdir} was trained on other data:\n"

@@ -1,6 +1,8 @@
 """A run's folder on gs://, on a server that speaks the protocol of Google Cloud Storage."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -61,19 +63,41 @@ def test_a_folder_on_object_storage_is_as_one_here(workdir):
 def test_one_writes_to_a_folder_on_object_storage(workdir, monkeypatch):
     """As far as a store allows: whoever renews a name keeps others out."""
     monkeypatch.setattr(lock, "LEASE_SECONDS", 0.9)
+    ourselves = lock._ourselves()
+    elsewhere = ourselves | {"host": "elsewhere"}
+    monkeypatch.setattr(lock, "_ourselves", lambda: elsewhere)  # as on another machine
     with lock.only_writer(workdir):
-        holder = json.loads((workdir / lock.FILE).read_text())
-        elsewhere = holder | {"host": "elsewhere"}
-        monkeypatch.setattr(lock, "_ourselves", lambda: elsewhere)  # renewed by another machine
+        assert json.loads((workdir / lock.FILE).read_text())["host"] == "elsewhere"
+        monkeypatch.setattr(lock, "_ourselves", lambda: ourselves)
         monkeypatch.setattr(lock, "_held", {})
-        while json.loads((workdir / lock.FILE).read_text())["host"] != "elsewhere":
-            pass
         with pytest.raises(lock.LockedError, match="on elsewhere"), lock.only_writer(workdir):
             pass
     assert not (workdir / lock.FILE).exists()
     (workdir / lock.FILE).write_text(json.dumps(elsewhere))  # of one that was killed
     with lock.only_writer(workdir):
         pass
+
+
+def test_of_several_that_begin_at_once_one_goes_on(workdir, monkeypatch):
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 9)
+    inside, most, refused = [], [], []
+
+    def begin():
+        try:
+            with lock._lease(str(workdir), wait=False):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(6)
+                inside.pop()
+        except lock.LockedError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, len(refused)) == ([1], 3)
 
 
 def test_files_appear_whole_on_object_storage(workdir):

@@ -12,7 +12,6 @@ Patients are split 70 / 10 / 20 as in the lists of SSL4MIS, whatever the layout.
 from collections.abc import Mapping
 from pathlib import Path
 
-from spectral_jax.data import volumes
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Partner
 from spectral_jax.data.pictures import read_mask
@@ -38,7 +37,7 @@ def read(root: Path) -> Found:
             if patient not in later
             for name, pair in _official_frames(patient, info).items()
         }
-        headers = {image: volumes.open_nifti(image) for _, image, _ in frames.values()}
+        headers = files.readable_headers(image for _, image, _ in frames.values())
         orientation, turned = files.common_orientation(headers)
         notes += turned
         cases = [

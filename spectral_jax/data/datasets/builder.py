@@ -13,9 +13,10 @@ import inspect
 import io
 import json
 import logging
+import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,15 +29,17 @@ from spectral_jax.data.datasets import splits as splitting
 from spectral_jax.data.datasets import summary
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
 from spectral_jax.data.datasets.files import walk
-from spectral_jax.data.datasets.staging import staging
+from spectral_jax.data.datasets.staging import PREFIX, staging
 from spectral_jax.data.labels import IGNORED, MOST_OVERLAPPING, regions_table
 from spectral_jax.data.parallel import available_cores, run_ahead
 from spectral_jax.data.pictures import as_stored
 from spectral_jax.data.volumes import DataError
+from spectral_jax.lock import FILE as LOCK_FILE
 from spectral_jax.options import read_options
 
 VERSION = "1.6.0"  # 1.5: volumes in one orientation; 1.6: checksums of records
 RECORDS_PER_SHARD = 1000
+MOST_NAMED = 10  # damaged cases
 PNG_LEVEL = 3  # of zlib: half a per cent larger than the highest, and several times faster
 
 
@@ -186,8 +189,10 @@ def fingerprint(
     files = []
     if root is not None:
         for path in (*walk(root), *beside):
-            stat = path.stat()
             name = path.relative_to(root) if path.is_relative_to(root) else path
+            if path.name == LOCK_FILE or any(part.startswith(PREFIX) for part in name.parts):
+                continue
+            stat = path.stat() if path.exists() else path.lstat()
             files.append((str(name), stat.st_size, stat.st_mtime_ns))
     text = json.dumps([dataset.name, VERSION, str(root), files, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -228,7 +233,7 @@ def _find_root(dataset: Dataset, root: str | pathlib.Path | None) -> pathlib.Pat
             f"--config.data.root=FOLDER, or --raw_dir=FOLDER of spectral-jax prepare.\n"
             f"{dataset.source}"
         )
-    root = pathlib.Path(root).expanduser().resolve()
+    root = pathlib.Path(os.path.realpath(pathlib.Path(root).expanduser()))
     if not root.is_dir():
         raise DataError(f"{root}: no such folder (--config.data.root or --raw_dir)")
     return root
@@ -246,7 +251,7 @@ def _write(
     folder = data_dir / dataset.name / name / VERSION
     folder.mkdir(parents=True)
     stored = dataset.stored
-    first = load(next(case for split in found.splits.values() for case in split))
+    first = _first_sound(case for split in found.splits.values() for case in split)
     channels = dataset.channels or first.image.shape[-1]
     dtype = first.image.dtype
     # one record after the other: other writers of tensorflow-datasets gather a whole split first
@@ -259,17 +264,24 @@ def _write(
     writer.initialize_splits(list(found.splits))
     statistics: summary.Statistics = {split: [] for split in found.splits}
     contents = {split: hashlib.sha256() for split in found.splits}
+    problems: list[DataError] = []
     count = sum(map(len, found.splits.values()))
     with tqdm(total=count, desc=dataset.name, unit="case", disable=None) as bar:
         for split, cases in found.splits.items():
             encode = partial(
-                encode_case,
+                _encode_or_tell,
                 dataset=dataset,
                 channels=channels,
                 dtype=dtype,
                 tile=found.tile if split == "train" else 0,
             )
             for case in run_ahead(encode, cases, available_cores()):
+                bar.update()
+                if isinstance(case, DataError):
+                    problems.append(case)
+                    _raise_together(problems, least=MOST_NAMED)
+                if problems or isinstance(case, DataError):  # the others are only looked at
+                    continue
                 writer.add_examples({split: case.records})
                 contents[split].update(case.checksum)
                 statistics[split].append(case.statistics)
@@ -277,7 +289,7 @@ def _write(
                     (folder / "instances").mkdir(exist_ok=True)
                     picture = folder / "instances" / f"{case.statistics.name}.png"
                     picture.write_bytes(case.instances)
-                bar.update()
+    _raise_together(problems)
     info.metadata["checksums"] = {split: of.hexdigest() for split, of in contents.items()}
     writer.close_all()
     for remark in summary.write(folder, stored, found, statistics, root, options):
@@ -339,6 +351,33 @@ def _dataset_info(
             folds=dict(found.folds),
         ),
     )
+
+
+def _first_sound(cases: Iterable[Case]) -> Loaded:
+    """The first case that can be loaded."""
+    problems: list[DataError] = []
+    for case in cases:
+        try:
+            return load(case)
+        except DataError as error:
+            problems.append(error)
+            _raise_together(problems, least=MOST_NAMED)
+    _raise_together(problems)
+    raise AssertionError("no cases")
+
+
+def _encode_or_tell(case: Case, **options: Any) -> "EncodedCase | DataError":
+    try:
+        return encode_case(case, **options)
+    except DataError as error:
+        return error
+
+
+def _raise_together(problems: Sequence[DataError], least: int = 1) -> None:
+    """Raises one DataError of several, if there are so many: each file in a line of its own."""
+    if len(problems) >= least:
+        more = ["(and perhaps others)"] if len(problems) >= MOST_NAMED else []
+        raise DataError("\n".join([*map(str, problems), *more])) from problems[0]
 
 
 def load(case: Case) -> Loaded:

@@ -81,7 +81,7 @@ def _listed(task: Task) -> list[Listed]:
 
 def _entries(task: Task) -> list[tuple[list[str], str]]:
     """Images and label of each case, as they are written."""
-    listed = task.values.get("training") or task.values["dataset"]
+    listed = task.values.get("training") or task.values.get("dataset") or []
     listed = list(listed.values()) if isinstance(listed, dict) else listed
     entries = []
     for entry in listed if isinstance(listed, list) else [listed]:
@@ -109,13 +109,17 @@ def _find(root: Path, listed: str) -> Path:
 def _those_there(listed: Sequence[Listed], description: Path) -> list[Listed]:
     """The listed cases of which there are files; of a part of a set, the others are missing."""
     there = []
+    missing: list[Path] = []
     for case in listed:
-        present = [path for path in (*case.images, case.label) if path.is_file()]
-        if present:
-            for path in (*case.images, case.label):
-                if path not in present:
-                    raise DataError(f"{path}: no such file, but {description.name} lists it")
+        absent = [path for path in (*case.images, case.label) if not path.is_file()]
+        if len(absent) <= len(case.images):
             there.append(case)
+            missing += absent
+    if missing:
+        raise DataError(
+            f"{missing[0]}: no such file, but {description.name} lists it"
+            f"{files.and_others(missing)}"
+        )
     if listed and not there:
         raise DataError(
             f"{description}: none of the {len(listed)} cases that it lists is there; the first is "

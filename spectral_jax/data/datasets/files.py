@@ -1,11 +1,12 @@
 """Finding the files of a data set, and cases made of them."""
 
 import codecs
+import contextlib
 import dataclasses
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,16 @@ Masks = Path | tuple[Path, ...]  # of all classes, or of each of some
 Images = Path | tuple[Path, ...]  # of all channels, or a grey one for each
 Masked = tuple[Images, Masks]
 ReadMask = Callable[[Any], np.ndarray]  # of Masks
+OUR_FOLDERS = ({"dataset_info.json", "features.json"}, {"config.json", "versions.json"})
+TO_HOUNSFIELD = "subtract what was added to them, often 1000 or 1024"
 PICTURE = r"(?:png|jpe?g|tiff?|bmp|gif)"
 
 
 def walk(folder: Path) -> list[Path]:
-    """All files below a folder, in order; through links to folders too."""
+    """All files below a folder, in order; through links to folders too, and links to nothing.
+
+    Folders of runs and of prepared sets are left out: nothing in them is raw.
+    """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -34,8 +40,13 @@ def walk(folder: Path) -> list[Path]:
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
             folders.clear()
             continue
+        if any(marks <= set(names) for marks in OUR_FOLDERS):
+            folders.clear()
+            continue
         seen.add((status.st_dev, status.st_ino))
-        found += [path for name in names if (path := Path(place, name)).is_file()]
+        found += [
+            path for name in names if (path := Path(place, name)).is_file() or path.is_symlink()
+        ]
     return sorted(found)
 
 
@@ -78,6 +89,19 @@ def first_folder(root: Path, *choices: str) -> Path | None:
     return next((root / choice for choice in choices if (root / choice).is_dir()), None)
 
 
+def and_others(paths: Sequence[Path], most: int = 10) -> str:
+    """The end of an error about the first path: the names of others that have the same fault.
+
+    >>> and_others([Path("x/a.png"), Path("x/b.png"), Path("x/c.png")], most=2)
+    '; as for 2 others: b.png, ...'
+    """
+    others = paths[1:]
+    if not others:
+        return ""
+    names = [path.name for path in others[: most - 1]] + ["..."] * (len(paths) > most)
+    return f"; as for {len(others)} other{'s' * (len(others) > 1)}: {', '.join(names)}"
+
+
 def missing_layout(root: Path, *expected: str) -> DataError:
     """The error for a folder that holds none of the layouts that are known."""
     return DataError(f"{root}: expected there {', or '.join(expected)}")
@@ -112,12 +136,14 @@ def read_text(path: Path) -> str:
 
 def pair(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, Pair]:
     """Image and label of the same name."""
-    for name, image in images.items():
-        if name not in labels:
-            raise DataError(f"{image}: there is no mask for {name!r}")
-    for name, label in labels.items():
-        if name not in images:
-            raise DataError(f"{label}: a mask without an image; expected one for {name!r}")
+    if alone := [name for name in images if name not in labels]:
+        files = [images[name] for name in alone]
+        raise DataError(f"{files[0]}: there is no mask for {alone[0]!r}{and_others(files)}")
+    if alone := [name for name in labels if name not in images]:
+        files = [labels[name] for name in alone]
+        raise DataError(
+            f"{files[0]}: a mask without an image; expected one for {alone[0]!r}{and_others(files)}"
+        )
     return {name: (images[name], labels[name]) for name in images}
 
 
@@ -229,6 +255,15 @@ def nifti_name(path: Path) -> str:
     return re.sub(r"(?i)\.nii(\.gz)?$", "", path.name)
 
 
+def readable_headers(paths: Iterable[Path]) -> dict[Path, Nifti]:
+    """Headers of NIfTI files; those that cannot be read are named when their cases are loaded."""
+    headers = {}
+    for path in paths:
+        with contextlib.suppress(DataError):
+            headers[path] = volumes.open_nifti(path)
+    return headers
+
+
 def common_orientation(headers: Mapping[Path, Nifti]) -> tuple[str, list[str]]:
     """The orientation for the images of a set, and notes on those that are stored otherwise."""
     grids = {path: header.grid for path, header in headers.items()}
@@ -261,7 +296,7 @@ def nifti_case(
     axes: tuple[int, int, int] = (2, 1, 0),
     volume: int | None = None,
     numbers: Mapping[int, int] | None = None,
-    hounsfield: bool = False,
+    hounsfield: str = "",
 ) -> Case:
     """A case of NIfTI files.
 
@@ -275,7 +310,8 @@ def nifti_case(
       axes: which of the turned axes become depth, height and width.
       volume: which one to take of a scan that holds several.
       numbers: renumbers the label: see `volumes.relabel`.
-      hounsfield: whether values of the rule "ct_window" must be Hounsfield units.
+      hounsfield: what to do where values of the rule "ct_window" are no Hounsfield units; "" if
+        they need not be.
     """
     load = partial(
         _load_nifti,
@@ -298,7 +334,7 @@ def _load_nifti(
     turn_to: Callable[[Grid], Turn],
     volume: int | None,
     numbers: Mapping[int, int] | None,
-    hounsfield: bool,
+    hounsfield: str,
 ) -> Loaded:
     image_path = image_paths[0]
     if isinstance(intensity, str):
@@ -308,12 +344,10 @@ def _load_nifti(
         image, grid, spacing_mm = volumes.read_nifti_channels(image_paths, len(intensity))
     for index, rule in enumerate([intensity] if isinstance(intensity, str) else intensity):
         if hounsfield and rule == "ct_window":
-            volumes.check_hounsfield(
-                image[..., index],
-                image_paths[index % len(image_paths)],
-                "subtract what was added to them, often 1000 or 1024; if they are, say "
-                "--option=intensity=ct_window",
-            )
+            path = image_paths[index % len(image_paths)]
+            volumes.check_hounsfield(image[..., index], path, hounsfield)
+    notes = [note for path in image_paths for note in volumes.open_nifti(path).notes]
+    notes += [volumes.BLANK] if volumes.is_blank(image) else []
     label, label_grid = volumes.read_nifti_label(label_path)
     try:
         label, note = geometry.bring_label(label, label_grid, grid)
@@ -335,7 +369,7 @@ def _load_nifti(
         volumes.scale(turn.apply(image), intensity),
         turn.apply(label),
         geometry.turned_sides(spacing_mm, turn),
-        notes=(note,) if note else (),
+        notes=tuple(dict.fromkeys([*notes, *([note] if note else [])])),
     )
 
 

@@ -24,6 +24,7 @@ in one fold.
 """
 
 import csv
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -37,11 +38,13 @@ from spectral_jax.data.datasets.files import (
     PICTURE,
     Masked,
     ReadMask,
+    and_others,
     check_size,
     first_folder,
     picture_case,
     plain,
     read_text,
+    visible_files,
 )
 from spectral_jax.data.labels import MOST_OVERLAPPING, Labels
 from spectral_jax.data.pictures import ENDINGS, find_kind, read_binary_mask, read_mask
@@ -56,6 +59,7 @@ MASK_SUFFIXES = ("", "_mask", "_seg", "_segmentation", "_label", "_gt")
 CLASS = re.compile(r"(?P<name>.*?)(?:\s+(?P<color>#[0-9a-fA-F]{6}))?")
 CLASSES_FILE = "classes.txt"
 CASES_FILE = "cases.csv"
+BACKGROUND_NAMES = ("back", "_back", "bg", "bkg", "none", "nothing", "other", "rest", "void", "0")
 
 
 def _pictures(folder: Path, what: str) -> dict[str, Path]:
@@ -101,18 +105,47 @@ def _pairs(folder: Path) -> dict[str, Masked]:
     of_classes = class_folders(folder)
     by_folder = [_masks_by_image(masks, images) for masks in of_classes or [folder / "masks"]]
     pairs: dict[str, Masked] = {}
+    without_image = [mask for _, masks in by_folder for mask in masks]
+    without_mask = []
     for name, image in images.items():
         masks = tuple(of_class[name] for of_class, _ in by_folder if name in of_class)
-        if not masks:
-            raise DataError(
-                f"{image}: no mask of that name in {folder / 'masks'}; expected {image.stem}.png "
-                f"or another ending, or one of {', '.join(MASK_SUFFIXES[1:])} before it"
-            )
-        pairs[name] = (image, masks if of_classes else masks[0])
-    for _, without_image in by_folder:
-        if without_image:
-            raise DataError(f"{without_image[0]}: a mask without an image")
+        if masks:
+            pairs[name] = (image, masks if of_classes else masks[0])
+        else:
+            without_mask.append(image)
+    if without_mask:
+        first = without_mask[0].stem
+        near = difflib.get_close_matches(
+            first.casefold(), [mask.stem.casefold() for mask in without_image], n=1
+        )
+        hint = next(
+            (f" (there is {m.name})" for m in without_image if m.stem.casefold() in near), ""
+        )
+        raise DataError(
+            f"{without_mask[0]}: no mask of that name in {folder / 'masks'}{hint}; "
+            f"expected {first}.png or another ending, or one of {', '.join(MASK_SUFFIXES[1:])} "
+            f"before it{and_others(without_mask)}"
+        )
+    if without_image:
+        raise DataError(f"{without_image[0]}: a mask without an image{and_others(without_image)}")
     return pairs
+
+
+def _left_out(parts: Sequence[Path], used: set[Path]) -> list[str]:
+    """A note on files beside the pictures that are not used: of other kinds, or deeper down."""
+    there = [
+        path
+        for part in parts
+        for kind in ("images", "masks")
+        for path in visible_files(part / kind)
+        if path not in used
+    ]
+    if not there:
+        return []
+    return [
+        f"left out of images and masks: {len(there)} file{'s' * (len(there) > 1)}, such as "
+        f"{there[0]}, of another kind than {', '.join(ENDINGS)}, or in a folder below"
+    ]
 
 
 def read_class_masks(
@@ -273,21 +306,30 @@ def read(
         mask_reader = partial(read_mask, colors=colors)
 
     images: list[Path] = []
+    used: set[Path] = set()
 
     def cases(folder: Path) -> list[Case]:
-        groups: dict[str, list[tuple[int, Masked]]] = {}
-        for name, pair in _pairs(folder).items():
-            images.append(pair[0])
-            if not pattern:
-                groups[name] = [(0, pair)]
-            elif match := pattern.fullmatch(name):
-                groups.setdefault(match["case"], []).append((int(match["slice"]), pair))
-            else:
-                raise DataError(f"{pair[0]}: the name does not fit case_pattern {case_pattern!r}")
+        groups: dict[str, dict[int, Masked]] = {}
+        for name, (image, masks) in _pairs(folder).items():
+            images.append(image)
+            used.update((image, *([masks] if isinstance(masks, Path) else masks)))
+            case, number = name, 0
+            if pattern:
+                match = pattern.fullmatch(name)
+                if not match or not match["slice"].isdecimal():
+                    raise DataError(
+                        f"{image}: the name does not fit case_pattern {case_pattern!r}, in which "
+                        "`slice` is a whole number"
+                    )
+                case, number = match["case"], int(match["slice"])
+            slices = groups.setdefault(case, {})
+            if number in slices:
+                raise DataError(f"{image}: slice {number} of {case!r} is {slices[number][0]} too")
+            slices[number] = (image, masks)
         return [
             picture_case(
                 case,
-                *(pair for _, pair in sorted(slices)),
+                *(slices[n] for n in sorted(slices)),
                 group=find_group(case),
                 read_mask=mask_reader,
             )
@@ -308,7 +350,9 @@ def read(
                     "or all pictures in images and masks, to be split here"
                 )
     kind = find_kind(images)
-    notes = []
+    notes = _left_out(parts, used)
+    if not names[0].casefold().startswith(BACKGROUND_NAMES):
+        notes.append(f"the first class, {names[0]!r}, is taken for the background")
     if kind.bits < 16:
         notes.append(
             f"16-bit pictures use {kind.bits} bits, up to {kind.highest}: they are stored in full "

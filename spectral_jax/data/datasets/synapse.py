@@ -10,7 +10,6 @@
 
 from pathlib import Path
 
-from spectral_jax.data import volumes
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Partner
 from spectral_jax.data.volumes import DataError
@@ -73,7 +72,7 @@ def _read_original(root: Path, organs: int) -> Found:
         number: classes.index(name) if name in classes else 0
         for number, name in enumerate(ALL_ORGANS)
     }
-    headers = {image: volumes.open_nifti(image) for image, _ in pairs.values()}
+    headers = files.readable_headers(image for image, _ in pairs.values())
     orientation, notes = files.common_orientation(headers)
     splits: dict[str, list[Case]] = {"train": [], "test": []}
     for number, (image, label) in pairs.items():
@@ -88,7 +87,7 @@ def _read_original(root: Path, organs: int) -> Found:
                 orientation=orientation,
                 axes=ROWS_ALONG_FIRST_AXIS,
                 numbers=numbers,
-                hounsfield=True,
+                hounsfield=files.TO_HOUNSFIELD,
             )
         )
     details = {"classes": classes, "orientation": orientation}

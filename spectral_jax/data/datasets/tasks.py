@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spectral_jax.data import volumes
 from spectral_jax.data.datasets import files
 from spectral_jax.data.datasets.dataset import Found
 from spectral_jax.data.volumes import INTENSITIES, DataError, Nifti
 
 EVERY_CHANNEL = "all"
+UNLESS_SAID = f"{files.TO_HOUNSFIELD}; if they are, say --config.data.options.intensity=ct_window"
 
 
 class Task(NamedTuple):
@@ -83,6 +83,10 @@ def read_task(root: Path, renumber: bool) -> Task:
 def _entry(values: Mapping[str, Any], file: Path, *names: str) -> Any:
     """What stands under the first of some names that is there."""
     found = next((values[name] for name in names if name in values), None)
+    if isinstance(found, str):
+        found = [found]
+    if isinstance(found, list):  # names alone, in order
+        found = {str(number): name for number, name in enumerate(found)}
     if not isinstance(found, dict) or not found:
         raise DataError(
             f"{file}: no entries under {' or '.join(map(repr, names))}; it has "
@@ -129,8 +133,8 @@ def _read_labels(values: Mapping[str, Any], file: Path, renumber: bool) -> tuple
         missing = ", ".join(str(number) for number in range(max(old)) if number not in names)
         raise DataError(
             f"{file}: classes are numbered {', '.join(map(str, old))}, without {missing}; "
-            f"expected 0 to {len(old) - 1}. --option=renumber=True (config.data.options.renumber) "
-            "numbers them so, in this order; predicted masks have the new numbers"
+            f"expected 0 to {len(old) - 1}. --config.data.options.renumber=True numbers them so, "
+            "in this order; predicted masks have the new numbers"
         )
     numbers = {number: old.index(number) for number in old}
     if ignored is None:
@@ -209,9 +213,9 @@ def find_volumes(
         else (case.images[number],)
         for case in listed
     }
-    headers = {path: volumes.open_nifti(path) for paths in chosen.values() for path in paths}
+    headers = files.readable_headers(path for paths in chosen.values() for path in paths)
     _check_volumes(headers, task, len(task.channels) if together else 1)
-    firsts = {paths[0]: headers[paths[0]] for paths in chosen.values()}
+    firsts = {paths[0]: headers[paths[0]] for paths in chosen.values() if paths[0] in headers}
     orientation, notes = files.common_orientation(firsts)
     volume = number if together else None
     cases = {
@@ -224,7 +228,7 @@ def find_volumes(
                 orientation=orientation,
                 volume=volume,
                 numbers=task.numbers,
-                hounsfield=not intensity,
+                hounsfield="" if intensity else UNLESS_SAID,
             )
             for case in of_split
         ]
@@ -274,9 +278,9 @@ def _choose_rules(channels: Sequence[str], intensity: Sequence[str]) -> tuple[st
 
 def _check_volumes(headers: Mapping[Path, Nifti], task: Task, expected: int) -> None:
     """Raises DataError unless each file holds as many volumes as it should."""
-    for path, header in headers.items():
-        if header.volumes == expected:
-            continue
+    wrong = [path for path, header in headers.items() if header.volumes != expected]
+    for path in wrong[:1]:
+        count = headers[path].volumes
         if expected > 1:
             advice = (
                 "which one is it? Name only that one there, or give a file for each, named "
@@ -285,7 +289,8 @@ def _check_volumes(headers: Mapping[Path, Nifti], task: Task, expected: int) -> 
         else:
             advice = "name a modality for each volume there, or keep the one that is meant"
         raise DataError(
-            f"{path}: holds {header.volumes} volume{'s' * (header.volumes != 1)}, but "
+            f"{path}: holds {count} volume{'s' * (count != 1)}, but "
             f"{task.file.name} names {len(task.channels)} modalit"
             f"{'y' if len(task.channels) == 1 else 'ies'} ({', '.join(task.channels)}); {advice}"
+            f"{files.and_others(wrong)}"
         )
