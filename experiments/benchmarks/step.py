@@ -126,13 +126,6 @@ class Ours:
         self.state, metrics = self.program(self.state, self.batch)
         return float(jax.block_until_ready(metrics)["loss"])
 
-    @property
-    def temporary_gibibytes(self) -> float:
-        """Memory of the compiled step beside its arguments and results."""
-        memory = self.program.memory_analysis()
-        assert memory is not None  # XLA's CPU client tells
-        return memory.temp_size_in_bytes / 2**30
-
     def predict(self) -> jax.Array:
         """Logits of the batch."""
         return jax.block_until_ready(self.apply(self.state.variables, self.batch["image"]))
@@ -181,18 +174,6 @@ def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
             target=case.target_predict,
             bound=ours.inference_operations / rate,
         )
-        if case.batch % 2 == 0 and case.model == "unet":
-            yield from measure_accumulation(case, ours, few)
-
-
-def measure_accumulation(case: Case, whole: Ours, repetitions: int) -> Iterator[timing.Result]:
-    """The same batch at once and in two micro-batches: time and temporary memory."""
-    halves = Ours(case, accumulate=2)
-    sides = {"in two micro-batches": halves.train, "at once": whole.train}
-    what = f"{case.name}, {case.batch} images: step with accumulate=2"
-    yield timing.compare(what, sides, repetitions, target="at least 0.87")
-    for name, side in (("at once", whole), ("in two micro-batches", halves)):
-        yield timing.fact(f"{case.name}: temporary memory, {name}", side.temporary_gibibytes, "GiB")
 
 
 if __name__ == "__main__":
