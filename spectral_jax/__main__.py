@@ -9,6 +9,7 @@ from spectral_jax import __version__, commands
 COMMANDS = {
     "prepare": "check a data set's raw files and write its records",
     "train": "train a network, evaluate it and write a report",
+    "crossvalidate": "train every fold, and score each case once",
     "evaluate": "score a trained network, in or out of distribution",
     "measure": "measure robustness, calibration, explanations and more",
     "predict": "segment your own files with a trained network",
@@ -18,7 +19,7 @@ COMMANDS = {
 }
 HELP = (
     "usage: spectral-jax COMMAND --option=value ...\n\n"
-    + "".join(f"  {name:<10}{purpose}\n" for name, purpose in COMMANDS.items())
+    + "".join(f"  {name:<15}{purpose}\n" for name, purpose in COMMANDS.items())
     + "\nspectral-jax COMMAND --help shows a command's options. The first thing to try:\n\n"
     "  spectral-jax train --config=quickstart --workdir=runs/quickstart\n"
 )

@@ -59,7 +59,8 @@ def test_every_shipped_configuration_is_valid(file):
         ({"objective": {"spatial": {"dice": {"class_weights": (1, -1)}}}}, "numbers from 0 up"),
         ({"model": {"activation": "sigmod"}}, "did you mean 'sigmoid'"),
         ({"train": {"batch_size": 2.5}}, "expected int"),
-        ({"train": {"epochs": 0.0}}, "above 0"),
+        ({"train": {"epochs": 0.0}}, "a number above 0 with config.train.steps=0"),
+        ({"train": {"steps": 5}}, "epochs=150.0: expected .* or 0 with steps; steps=5"),
         ({"data": {"image_size": 4}}, "at least 8"),
         ({"augment": {"scale": 1.5}}, "below 1"),
         ({"augment": {"flip": 1}}, "expected bool"),
@@ -99,14 +100,14 @@ def test_any_spectral_loss_has_a_name_or_keywords():
 def test_options_belong_to_their_network():
     """`--config.model.name=transunet` alone changes a configuration of UNet to TransUNet."""
     values = runpy.run_path(str(FILES[0].parent / "folder.py"))["get_config"]()
-    assert parse_config(values).model.options == {"widths": (32, 64, 128, 256, 512)}
+    assert parse_config(values).model.options == {"widths": (16, 32, 64, 128)}
     values.model.name = "transunet"
     config = parse_config(values)
     assert config.model.options == {}
     model = make_model(config, Labels(1))
-    images = jax.ShapeDtypeStruct((1, 256, 256, 3), np.float32)
+    images = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-    assert logits.shape == (1, 256, 256, 2)
+    assert logits.shape == (1, 128, 128, 2)
     values.model.transunet.variant = "vit_b16"
     assert make_model(parse_config(values), Labels(1)).variant == "vit_b16"
 

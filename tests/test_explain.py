@@ -296,9 +296,9 @@ def test_the_result_is_written_with_examples(mni152, tmp_path):
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_maps_are_of_what_is_predicted_and_scored_by_what_is_true(activation, tmp_path):
-    """The network finds the square; most of the object is above it."""
+    """The network finds the square; most of the object is below it."""
     truth = np.zeros((1, SIZE, SIZE), np.uint8)
-    truth[0, :12, 12:28] = 1
+    truth[0, 20:, 12:28] = 1
     image = (255 * square_image()[None]).astype(np.uint8)
     classes, variables = ("background", "object"), PLANTED
     if activation == "sigmoid":  # the background has no logit, and what is dark is a class
@@ -311,11 +311,11 @@ def test_maps_are_of_what_is_predicted_and_scored_by_what_is_true(activation, tm
     split = make_split(info, {"a": Volume("a", image, truth, None)})
     result = measure_explanations(network, split, tmp_path, feature="feature", method="layer_cam")
     (row,) = result["cases"]
-    # the map is even over the square, whose upper quarter is in the object
+    # the map is even over the square, whose lower quarter is in the object; its peak comes first
     assert row["energy_inside"] == pytest.approx(4 / 16, abs=0.05)
-    # the object's mean probability is that of its part in the square, where all is shown
-    (wide,) = [of["insertion_auc"] for of in result["cases"]]
-    assert 0.05 < wide < 0.5
+    assert row["pointing"] == 0
+    # the mean probability in the object, of which a third is in the square
+    assert 0.05 < row["insertion_auc"] < 0.5
     assert result["summary"]["chance"] == pytest.approx(truth.mean())
     with np.load(tmp_path / "explanation" / "mni152-test-examples.npz") as pictures:
         np.testing.assert_array_equal(pictures["highest_label"], truth[0])

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
-from test_inference import GREY
+from test_inference_cases import GREY
 from test_predictor import Threshold, expected_labels
 
 from spectral_jax.data.datasets import DATASETS, prepare

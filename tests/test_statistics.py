@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from spectral_jax.studies.results import differences
 from spectral_jax.studies.statistics import (
     complete,
     holm_levels,
@@ -202,3 +203,15 @@ def test_wrong_verdicts_of_three_comparisons_together_are_at_most_nominal(rng):
                 for gain, word in zip(truths, said, strict=True)
             )
         assert wrong / 1000 < stats.binom.isf(1e-3, 1000, ALPHA) / 1000, truths
+
+
+# --- arms side by side ----------------------------------------------------------------------------
+
+
+def test_arms_are_compared_seed_by_seed_and_unit_by_unit():
+    """In whatever order they come; what only one arm has is left out, or not a number."""
+    arm = {1: {"a": 10.0, "b": 20.0}, 2: {"a": 30.0, "b": 40.0}, 7: {"a": 0.0, "b": 0.0}}
+    none = {3: {"a": 9.0, "b": 9.0}, 2: {"b": 38.0, "a": 29.0}, 1: {"b": 16.0}}
+    found = differences({"arm": arm, "none": none}, {"arm": 1, "none": -1})
+    np.testing.assert_array_equal(found, [[np.nan, 4.0], [1.0, 2.0]])
+    assert differences({"arm": arm}, {"arm": 1, "none": -1}).size == 0

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from spectral_jax.configs import tiny
+from spectral_jax.configs import hippocampus_3d, tiny
 from spectral_jax.models.packing import MOST
 from spectral_jax.training import plan as planning
 from spectral_jax.training.config import ConfigError, parse_config
@@ -20,20 +20,42 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def compile_tiny(**changes):
+def small_unet():
+    return tiny.get_config()
+
+
+def small_transunet():
     values = tiny.get_config()
-    values.model.bfloat16 = True
-    with values.unlocked():
-        for key, value in changes.items():
-            section, field = key.split("__")
-            values[section][field] = value
-    return make_plan(parse_config(values), 3, 1, describe_slices("v5e:2x2"))
+    values.model.name = "transunet"
+    values.model.transunet.update(
+        {
+            "resnet_blocks": (1, 1, 1),
+            "resnet_width": 8,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "mlp_dim": 64,
+            "decoder_widths": (32, 16, 16, 8, 8),
+        }
+    )
+    return values
+
+
+def small_unet_3d():
+    values = hippocampus_3d.get_config()
+    values.data.patch_size = (16, 32, 32)
+    values.model.unet.widths = (4, 8)
+    return values
 
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_step_for_a_slice():
-    plan = compile_tiny()
+@pytest.mark.parametrize("network", [small_unet, small_transunet, small_unet_3d])
+def test_a_step_for_a_slice(network):
+    values = network()
+    values.model.bfloat16 = True
+    values.objective.spectral = "midband"
+    plan = make_plan(parse_config(values), 3, 1, describe_slices("v5e:2x2"))
     assert plan.devices == 4
     # sums of gradients, of kernels as they are spread out, and of statistics leave a chip
     assert {collective.kind for collective in plan.collectives} == {"all-reduce"}

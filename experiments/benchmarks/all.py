@@ -12,7 +12,10 @@ from absl import app
 
 from experiments.benchmarks import timing
 
-NAMES = ("step", "operations", "loss", "pipeline", "metrics", "startup", "scale", "scaling")
+NAMES = (
+    *("step", "accumulate", "operations", "loss", "pipeline"),
+    *("metrics", "startup", "scale", "scaling"),
+)
 
 
 def main(_) -> None:

@@ -5,7 +5,6 @@ python -m experiments.benchmarks.operations --out=DIR
 
 import importlib.util
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,28 +91,13 @@ def pytorchs(layers: list[Layer]) -> dict[str, Callable[[], Any]]:
     }
 
 
-def matrix_product_rate(size: int, repetitions: int) -> float:
-    """GFLOP/s of the fastest square matrix product, what a convolution could reach at best."""
-    a = jnp.ones((size, size))
-    product = jax.jit(lambda a: a @ a, compiler_options=compiler_options())
-    seconds = []
-    for _ in range(4 * repetitions):
-        start = time.perf_counter()
-        jax.block_until_ready(product(a))
-        seconds.append(time.perf_counter() - start)
-    return 2e-9 * size**3 / min(seconds)
-
-
 def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
-    rate = matrix_product_rate(64 if quick else 2048, repetitions)
-    yield timing.fact("matrix product", rate, "GFLOP/s")
+    rate = timing.matrix_product_rate(64 if quick else 2048, repetitions)
+    yield timing.fact("matrix product", rate / 1e9, "GFLOP/s")
     for name in ("quick",) if quick else ("unet16", "unet64"):
         case = step.CASES[name]
         layers = convolutions(case)
-        operations = sum(18e-9 * n * s * s * i * o for n, s, i, o in layers)
-        yield timing.fact(
-            f"{case.name}: its convolutions, one way, at that rate", 1000 * operations / rate, "ms"
-        )
+        operations = sum(18 * n * s * s * i * o for n, s, i, o in layers)
         sides = {"ours": ours(layers)}
         if importlib.util.find_spec("torch") is not None:
             sides["PyTorch"] = pytorchs(layers)
@@ -122,6 +106,7 @@ def measure(quick: bool, repetitions: int) -> Iterator[timing.Result]:
                 f"{case.name}: its {len(layers)} convolutions, {kind}",
                 {side: functions[kind] for side, functions in sides.items()},
                 repetitions,
+                bound=operations / rate,
             )
             for kind in sides["ours"]
         )

@@ -11,10 +11,12 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
 from spectral_jax.files import write_json
+from spectral_jax.models import compiler_options
 from spectral_jax.versions import versions
 
 OUT = flags.DEFINE_string("out", "", "Folder for NAME.json; nothing is written without it.")
@@ -25,7 +27,12 @@ Result = dict[str, Any]
 
 
 def compare(
-    what: str, sides: dict[str, Callable[[], Any]], repetitions: int, *, target: str = ""
+    what: str,
+    sides: dict[str, Callable[[], Any]],
+    repetitions: int,
+    *,
+    target: str = "",
+    bound: float | None = None,
 ) -> Result:
     """Times functions in turns, A B A B, so that a change of the machine's load meets them alike.
 
@@ -34,10 +41,11 @@ def compare(
       sides: by name, ours first; each must wait for its own result.
       repetitions: of each.
       target: for the ratios of the other sides' times to ours, in words.
+      bound: seconds that no side can beat.
 
     Returns:
       Seconds of each side and, of each but the first, its time over ours in the same turn; each
-      as median and quartiles.
+      as median and quartiles. With a bound, also its share of each side's median.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repetitions):
@@ -49,18 +57,35 @@ def compare(
             seconds[name].append(time.perf_counter() - start)
     ours, *others = sides
     ratios = {name: spread(np.divide(seconds[name], seconds[ours])) for name in others}
-    return {
+    result: Result = {
         "what": what,
         "seconds": {name: spread(values) for name, values in seconds.items()},
         "ratio_to_" + ours: ratios,
         "repetitions": repetitions,
         "target": target,
     }
+    if bound is not None:
+        result["share_of_bound"] = {
+            name: bound / value["median"] for name, value in result["seconds"].items()
+        }
+    return result
 
 
 def fact(what: str, value: float, unit: str, target: str = "") -> Result:
     """One figure that is not a comparison of times."""
     return {"what": what, "value": float(value), "unit": unit, "target": target}
+
+
+def matrix_product_rate(size: int, repetitions: int) -> float:
+    """FLOP/s of the fastest square matrix product: what a network could reach at best."""
+    a = jnp.ones((size, size))
+    product = jax.jit(lambda a: a @ a, compiler_options=compiler_options())
+    seconds = []
+    for _ in range(4 * repetitions):
+        start = time.perf_counter()
+        jax.block_until_ready(product(a))
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
 
 
 def spread(values: Any) -> dict[str, float]:
@@ -99,14 +124,14 @@ def markdown(name: str, document: dict[str, Any]) -> str:
     lines = [
         f"### {name}",
         "",
-        "| what | figure | ratio to ours (quartiles) | target |",
-        "|---|---|---|---|",
+        "| what | figure | ratio to ours (quartiles) | share of the bound | target |",
+        "|---|---|---|---|---|",
     ]
     for result in document["results"]:
         target = result["target"]
         if "value" in result:
             lines.append(
-                f"| {result['what']} | {result['value']:.4g} {result['unit']} | | {target} |"
+                f"| {result['what']} | {result['value']:.4g} {result['unit']} | | | {target} |"
             )
             continue
         ratios = next(values for key, values in result.items() if key.startswith("ratio_to_"))
@@ -120,9 +145,11 @@ def markdown(name: str, document: dict[str, Any]) -> str:
                 )
             )
             shown_target = target if ratio is not None else ""
+            share = result.get("share_of_bound", {}).get(side)
+            shown_share = "" if share is None else f"{share:.0%}"
             lines.append(
                 f"| {result['what']}: {side} | {1000 * value['median']:.4g} ms | {shown} "
-                f"| {shown_target} |"
+                f"| {shown_share} | {shown_target} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -18,18 +18,18 @@ from absl import flags as absl_flags
 
 from spectral_jax.commands import flags
 from spectral_jax.inference.export import PLATFORMS, write_bundle
-from spectral_jax.inference.trained import restore
+from spectral_jax.inference.trained import restore_all
 from spectral_jax.lock import only_writer
 
 
 def main() -> None:
-    workdir = flags.path(WORKDIR)
+    workdirs = flags.paths(WORKDIR)
     output = pathlib.Path(OUTPUT.value).expanduser()
-    trained = restore(workdir, CHECKPOINT.value)
+    trained = restore_all(workdirs, CHECKPOINT.value)
     with only_writer(output):
         facts = write_bundle(
             trained,
-            workdir,
+            workdirs[0] if len(workdirs) == 1 else output,
             output,
             checkpoint=CHECKPOINT.value,
             onnx=FORMAT.value == "onnx",
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.define_workdir()
+    WORKDIR = flags.define_workdirs()
     OUTPUT = absl_flags.DEFINE_string("output", None, "Folder of the bundle.", required=True)
     CHECKPOINT = flags.define_checkpoint()
     FORMAT = absl_flags.DEFINE_enum("format", "stablehlo", ["stablehlo", "onnx"], "What to write.")

@@ -16,6 +16,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 from etils import epath
+from ml_collections import config_flags
 
 import spectral_jax
 from spectral_jax.training import distributed
@@ -47,6 +48,17 @@ def define_workdir(unless: str = "") -> flags.FlagHolder[str]:
     return workdir
 
 
+def define_workdirs() -> flags.FlagHolder[list[str]]:
+    """The flag --workdir, required, of one run or several."""
+    return flags.DEFINE_multi_string(
+        "workdir",
+        None,
+        "Folder of the run. Of several, with commas between or given several times, probabilities "
+        "are averaged.",
+        required=True,
+    )
+
+
 def define_on() -> flags.FlagHolder[list[str]]:
     """The flag --on."""
     return flags.DEFINE_list(
@@ -57,16 +69,31 @@ def define_on() -> flags.FlagHolder[list[str]]:
     )
 
 
-def define_split() -> flags.FlagHolder[str]:
+def define_split() -> flags.FlagHolder[str | None]:
     """The flag --split."""
     return flags.DEFINE_enum(
-        "split", "test", ["train", "validation", "test", "all"], "What to score."
+        "split",
+        None,
+        ["train", "validation", "test", "fold", "all"],
+        "What to score; without, test, or of a run's fold what it held out.",
     )
 
 
 def define_checkpoint() -> flags.FlagHolder[str]:
     """The flag --checkpoint."""
     return flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag --config, with one for each of its values."""
+    return config_flags.DEFINE_config_file(
+        "config",
+        config_file("quickstart"),
+        "The configuration: a name, such as quickstart, or a file. Any of its values is an option "
+        "too: --config.optim.learning_rate=0.1.",
+        lock_config=False,
+        accept_new_attributes=True,  # options of readers and models; parse_config knows the rest
+    )
 
 
 def define_threshold() -> flags.FlagHolder[float | None]:
@@ -99,17 +126,31 @@ def path(flag: flags.FlagHolder[str]) -> epath.Path:
     Raises:
       ConfigError: for a kind of storage that is not known, or whose package is missing.
     """
+    return _folder(flag.name, flag.value)
+
+
+def paths(flag: flags.FlagHolder[list[str]]) -> list[epath.Path]:
+    """The folders that a flag names, with commas between; as `path`, and as it raises."""
+    folders = []
+    for text in flag.value:
+        whole = _folder(flag.name, text)  # a name may hold commas
+        parts = [text] if whole.exists() else text.split(",")
+        folders += [_folder(flag.name, part) for part in parts]
+    return folders
+
+
+def _folder(flag: str, text: str) -> epath.Path:
     try:
-        folder = epath.Path(flag.value).expanduser()
+        folder = epath.Path(text).expanduser()
         folder.exists()  # opens the store
     except KeyError as error:
         raise ConfigError(
-            f"--{flag.name}={flag.value}: expected a folder, or gs://, s3:// or az://"
+            f"--{flag}={text}: expected a folder, or gs://, s3:// or az://"
         ) from error
     except ImportError as error:
-        extra = "gcsfs" if flag.value.startswith("gs://") else "s3fs or adlfs"
+        extra = "gcsfs" if text.startswith("gs://") else "s3fs or adlfs"
         raise ConfigError(
-            f"--{flag.name}={flag.value}: {error}; pip install {extra} reads and writes there"
+            f"--{flag}={text}: {error}; pip install {extra} reads and writes there"
         ) from error
     return folder
 

@@ -143,8 +143,8 @@ def main() -> None:
     config = run.read_config(workdir).data
     trained = restore(workdir, CHECKPOINT.value)
     own = run.prepare_data(config)
-    for data, dataset in chosen_data(config, ON.value):
-        split = Split(data, SPLIT.value)
+    for data, dataset, split_name in chosen_data(config, ON.value, SPLIT.value):
+        split = Split(data, split_name)
         if dataset == trained.data.name:
             run.check_data(workdir, split.info)
         for name in names:

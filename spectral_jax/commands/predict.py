@@ -38,7 +38,7 @@ from spectral_jax.files import write_text, written_whole
 from spectral_jax.inference import cases
 from spectral_jax.inference.cases import Failure, Prediction
 from spectral_jax.inference.predictor import Predictor
-from spectral_jax.inference.trained import TrainedModel, restore
+from spectral_jax.inference.trained import TrainedModel, restore_all
 from spectral_jax.lock import only_writer
 from spectral_jax.reporting import overlays
 
@@ -174,7 +174,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="pydicom")  # of files that break small rules
     paths = split_paths(INPUT.value)
     output = pathlib.Path(OUTPUT.value).expanduser()
-    trained = restore(flags.path(WORKDIR), CHECKPOINT.value)
+    trained = restore_all(flags.paths(WORKDIR), CHECKPOINT.value)
     data = trained.data
     sources = cases.find_sources(paths, output, len(data.channel_names))
     predictor = Predictor(
@@ -203,6 +203,9 @@ def main() -> None:
             progress.finish()
         write_summary(output / "summary.csv", rows, data)
     failed = sum("error" in row for row in rows)
+    if trained.largest:
+        classes = ", ".join(trained.largest_component)
+        print(f"note: only the largest component is kept of {classes}; in probabilities all are")
     for note, count in notes.items():
         print(f"note: {note} ({count} of {len(rows)} cases)")
     print(f"{len(rows) - failed} of {len(rows)} cases done: {output / 'summary.csv'}")
@@ -211,7 +214,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.define_workdir()
+    WORKDIR = flags.define_workdirs()
     INPUT = absl_flags.DEFINE_multi_string(
         "input",
         None,

@@ -36,6 +36,7 @@ from spectral_jax.data.datasets.summary import CHECKSUMS_FILE, PREPARE_AGAIN, SU
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER as EVALUATION
 from spectral_jax.evaluation.evaluate import evaluate
+from spectral_jax.evaluation.postprocess import decide_if_asked
 from spectral_jax.files import read_json, write_json
 from spectral_jax.inference.trained import restore
 from spectral_jax.lock import only_writer
@@ -185,6 +186,7 @@ def perform(task: Run) -> None:
     with only_writer(task.folder), _output_to(task.folder.with_suffix(".log")):
         started = _start(task)
         train(task.config, task.folder)
+        decide_if_asked(task.config, task.data, task.folder)
         missing = [of for of in task.results() if not of.file.exists()]
         if missing:
             trained = restore(task.folder)

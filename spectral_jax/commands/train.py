@@ -9,43 +9,22 @@ resumes where it was interrupted, and does nothing when all is done.
 import jax
 from absl import flags as absl_flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from spectral_jax.commands import flags
 from spectral_jax.commands.evaluate import evaluate_split, print_scores
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER
+from spectral_jax.evaluation.postprocess import decide_if_asked
 from spectral_jax.files import read_json, write_json
 from spectral_jax.reporting.run_page import REPORT_FILE, write_report
 from spectral_jax.training import distributed, run
 from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import ConfigError, DataConfig, parse_config
+from spectral_jax.training.config import Config, ConfigError, DataConfig, parse_config
 from spectral_jax.training.loop import train
 from spectral_jax.training.plan import as_json, describe, make_plan
 from spectral_jax.training.topology import describe_slices, find_chip
-
-JOIN = flags.define_processes()
-DRY_RUN = absl_flags.DEFINE_bool(
-    "dry_run", False, "Compile a step without data, print what it takes, and end."
-)
-WORKDIR = flags.define_workdir(unless=DRY_RUN.name)
-MESH = absl_flags.DEFINE_string(
-    "mesh", "", "Devices to plan for with --dry_run, such as data:64,fsdp:4; they need not exist."
-)
-TOPOLOGY = absl_flags.DEFINE_string(
-    "topology", "", "TPU slice to plan for with --dry_run, such as v5e:16x16; needs libtpu only."
-)
-SLICES = absl_flags.DEFINE_integer("slices", 1, "How many such slices, joined by the network.")
-PLAN = absl_flags.DEFINE_string("plan", "", "File for what --dry_run prints, as JSON.")
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    flags.config_file("quickstart"),
-    "The configuration: a name, such as quickstart, or a file. Any of its values is an option too: "
-    "--config.optim.learning_rate=0.1.",
-    lock_config=False,
-    accept_new_attributes=True,  # options of readers and models; parse_config knows the rest
-)
 
 
 def dry_run(values: ConfigDict) -> None:
@@ -102,25 +81,30 @@ def main() -> None:
         dry_run(CONFIG.value)
         return
     JOIN()
-    workdir = flags.path(WORKDIR)
-    config = parse_config(CONFIG.value)
+    train_and_score(parse_config(CONFIG.value), flags.path(WORKDIR))
+
+
+def train_and_score(config: Config, workdir: epath.Path) -> None:
+    """Trains a run, scores its best checkpoint and writes the report, as far as it is not done."""
+    name, split = config.data.name, config.data.scored_split
     with distributed.only_writer(workdir):
-        if not train(config, workdir) and is_finished(workdir, config.data.name):
+        trained = train(config, workdir)
+        data = run.prepare_data(config.data)
+        decided = decide_if_asked(config, data, workdir)
+        if not trained and not decided and is_finished(workdir, name, split):
             print(f"{workdir} is finished, nothing to do; report: {workdir / REPORT_FILE}")
             return
-        result = evaluate_split(
-            workdir, run.prepare_data(config.data), "test", "best", config.data.name
-        )
+        result = evaluate_split(workdir, data, split, "best", name)
         if distributed.is_first():
             report = write_report(workdir)
             print_scores(result)
             print(f"report: {report}")
 
 
-def is_finished(workdir: epath.Path, dataset: str) -> bool:
+def is_finished(workdir: epath.Path, dataset: str, split: str = "test") -> bool:
     """Whether the scores of the best checkpoint and the report are there, and whole."""
     try:
-        scores = read_json(workdir / FOLDER / f"{dataset}-test.json", "")
+        scores = read_json(workdir / FOLDER / f"{dataset}-{split}.json", "")
         page = (workdir / REPORT_FILE).read_bytes()
         with Checkpoints(workdir) as checkpoints:
             newest = scores["checkpoint"]["step"] == checkpoints.best_step
@@ -130,4 +114,22 @@ def is_finished(workdir: epath.Path, dataset: str) -> bool:
 
 
 if __name__ == "__main__":
+    JOIN = flags.define_processes()
+    DRY_RUN = absl_flags.DEFINE_bool(
+        "dry_run", False, "Compile a step without data, print what it takes, and end."
+    )
+    WORKDIR = flags.define_workdir(unless=DRY_RUN.name)
+    MESH = absl_flags.DEFINE_string(
+        "mesh",
+        "",
+        "Devices to plan for with --dry_run, such as data:64,fsdp:4; they need not exist.",
+    )
+    TOPOLOGY = absl_flags.DEFINE_string(
+        "topology",
+        "",
+        "TPU slice to plan for with --dry_run, such as v5e:16x16; needs libtpu only.",
+    )
+    SLICES = absl_flags.DEFINE_integer("slices", 1, "How many such slices, joined by the network.")
+    PLAN = absl_flags.DEFINE_string("plan", "", "File for what --dry_run prints, as JSON.")
+    CONFIG = flags.define_config()
     flags.run(main)

@@ -54,6 +54,20 @@ class Labels:
             return labels[..., None] == numbers + 1
         return (((labels[..., None] >> numbers) & 1) == 1) & self.valid(labels)[..., None]
 
+    def without(
+        self,
+        labels: UInt[np.ndarray, "*spatial"],
+        number: int,
+        where: Bool[np.ndarray, "*spatial"],
+    ) -> UInt[np.ndarray, "*spatial"]:
+        """The labels with a class taken away from some of its pixels (numpy).
+
+        >>> Labels(2, overlapping=True).without(np.array([3, 3], np.uint8), 2, np.array([1, 0]) > 0)
+        array([1, 3], dtype=uint8)
+        """
+        rest = labels & ~labels.dtype.type(1 << (number - 1)) if self.overlapping else 0
+        return np.where(where, rest, labels).astype(labels.dtype)
+
     def pack(self, masks: Bool[np.ndarray, "*spatial classes"]) -> UInt[np.ndarray, "*spatial"]:
         """The label of overlapping masks (numpy).
 

@@ -288,6 +288,7 @@ def result_header(
         "trained_on": trained.data.name,
         "classes": trained.data.classes,
         "checkpoint": {"name": checkpoint, "step": trained.step},
+        **({"members": trained.members} if trained.members else {}),
     }
 
 

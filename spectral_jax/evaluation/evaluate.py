@@ -81,6 +81,7 @@ def evaluate(
         "distance_unit": "mm" if in_millimetres else "px",
         "nsd_tolerance": nsd_tolerance,
         "threshold": predictor.threshold,
+        "largest_component": trained.largest_component,
         "cases": rows,
         "summary": summary,
         "by_class": by_class,

@@ -395,6 +395,7 @@ class _Begun:
 
     Attributes:
       decide: from probabilities to labels.
+      finish: from all labels to those that are kept.
       inputs: how many slices, tiles or patches the network sees of it.
       inputs_done: of them.
       rows_done: rows of its slices whose labels are known.
@@ -406,6 +407,7 @@ class _Begun:
     labels: np.ndarray
     probabilities: np.ndarray | None
     decide: Callable[[np.ndarray], np.ndarray]
+    finish: Callable[[np.ndarray], np.ndarray]
     inputs: int
     inputs_done: int = 0
     rows_done: int = 0
@@ -430,6 +432,8 @@ class _Begun:
         if self.probabilities is not None:
             self.probabilities.reshape(-1, width, classes)[part] = rows
         self.rows_done = part.stop
+        if self.is_done:
+            self.labels = self.finish(self.labels)
 
     def result(self) -> Prediction:
         """What was found."""
@@ -464,8 +468,12 @@ def _open(
             scan = dataclasses.replace(scan, notes=(*scan.notes, NO_SPACING))
         probabilities = np.empty((*shape, kept), np.float32) if kept else None
         labels = np.empty(shape, predictor.labels_dtype)
-        decide, inputs = predictor.decide, predictor.count_inputs(image, scan.spacing_mm)
-        return _Begun(source, scan, image, labels, probabilities, decide, inputs)
+        return _Begun(
+            *(source, scan, image, labels, probabilities),
+            decide=predictor.decide,
+            finish=predictor.finish,
+            inputs=predictor.count_inputs(image, scan.spacing_mm),
+        )
     except (DataError, limits.TooLargeError) as error:
         return Failure(source, str(error))
     except Exception as error:  # what a strange file does cannot be foreseen

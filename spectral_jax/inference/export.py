@@ -182,12 +182,14 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
             "licence": data.licence,
         },
         "checkpoint": {"name": checkpoint, "step": trained.step},
+        "members": list(trained.members),
+        "largest_component": trained.largest_component,
         "objective": {
             "spatial": config.objective.spatial,
             "spectral": config.objective.spectral,
             "weight": config.objective.weight,
         },
-        "scores": _scores(workdir, trained.step),
+        "scores": _scores(workdir, trained),
         "versions": {
             "spectral_jax": spectral_jax.__version__,
             **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax")},
@@ -211,15 +213,16 @@ def _describe_intensity(data: DatasetInfo) -> str:
     return "; ".join(f"{name}: {INTENSITIES[rule]}" for name, rule in rules)
 
 
-def _scores(workdir: Any, step: int) -> list[dict[str, Any]]:
-    """What evaluations in a run's folder found of one step."""
+def _scores(workdir: Any, trained: TrainedModel) -> list[dict[str, Any]]:
+    """What evaluations in a folder found of a network's very checkpoints."""
     folder = workdir / "evaluation"
     files = sorted(folder.glob("*.json")) if folder.exists() else []
     results = [read_json(file, "delete it and run spectral-jax evaluate again") for file in files]
     return [
         {key: result[key] for key in ("dataset", "split", "distance_unit", "summary", "by_class")}
         for result in results
-        if result["checkpoint"]["step"] == step
+        if tuple(np.atleast_1d(result["checkpoint"]["step"])) == trained.steps
+        and tuple(result.get("members", ())) == trained.members
     ]
 
 
@@ -236,7 +239,7 @@ def write_bundle(
 
     Args:
       trained: the network.
-      workdir: the run's folder, where its scores lie.
+      workdir: where its scores lie, the run's folder; of several runs that of their evaluation.
       output: the bundle's folder.
       checkpoint: what the checkpoint is called.
       onnx: write ONNX instead of StableHLO.
@@ -294,6 +297,7 @@ def model_card(facts: dict[str, Any]) -> str:
         ),
         "```",
         "",
+        *_after(facts),
         "On random images its probabilities differ from those of the network it was made of by "
         f"{facts['largest_difference']:.1e} at most.",
         "",
@@ -322,8 +326,10 @@ def model_card(facts: dict[str, Any]) -> str:
         "## Training",
         "",
         f"Loss: {objective['spatial']} + {objective['weight']:g} x {objective['spectral']}; "
-        f"checkpoint {checkpoint['name']!r}, step {checkpoint['step']}. Made by spectral_jax "
-        f"{facts['versions']['spectral_jax']}.",
+        f"checkpoint {checkpoint['name']!r}, step {checkpoint['step']}. "
+        + "The probabilities are the mean of {} networks. ".format(len(facts["members"]))
+        * bool(facts["members"])
+        + f"Made by spectral_jax {facts['versions']['spectral_jax']}.",
         "",
         "## Limits",
         "",
@@ -331,6 +337,17 @@ def model_card(facts: dict[str, Any]) -> str:
         "may give much lower scores than those above. A person has to check what it finds.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _after(facts: dict[str, Any]) -> list[str]:
+    """What the package does after the network, and this file does not."""
+    if not facts["largest_component"]:
+        return []
+    return [
+        "This is the network alone. The scores below are of masks of which only the largest "
+        f"connected component is kept, of {', '.join(facts['largest_component'])}; do the same.",
+        "",
+    ]
 
 
 def _needs(facts: dict[str, Any]) -> str:

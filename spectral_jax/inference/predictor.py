@@ -17,6 +17,7 @@ from spectral_jax.data.augment import to_unit_range
 from spectral_jax.data.resampling import resample_image, resample_slices, shape_at
 from spectral_jax.data.sources import fit_patch, resize_image, resize_rows
 from spectral_jax.data.volumes import Spacing
+from spectral_jax.inference.postprocess import keep_largest
 from spectral_jax.inference.trained import TrainedModel
 from spectral_jax.losses.activation import Activation, activate
 from spectral_jax.models import compiler_options
@@ -87,6 +88,7 @@ class Predictor:
             )
         self.threshold = None if self._softmax else threshold or 0.5
         self._labels = trained.labels
+        self._largest = trained.largest
         self.channels = channels_out(config, trained.data.labels)
         self._batch_size = batch_size
         # height and width, and depth where there is one
@@ -182,7 +184,11 @@ class Predictor:
         return len(image) * len(window_starts(seen[1:], self._input_size, TILE_OVERLAP))
 
     def extra_bytes(self, image: np.ndarray, spacing_mm: Spacing | None = None) -> int:
-        """Memory that a case takes beside itself: at another spacing, and where it is blended."""
+        """Memory that a case takes beside itself: at another spacing, blended, or in components."""
+        components = 5 * math.prod(image.shape[:3]) if self._largest else 0
+        return max(components, self._blended_bytes(image, spacing_mm))
+
+    def _blended_bytes(self, image: np.ndarray, spacing_mm: Spacing | None) -> int:
         if len(self._input_size) == 2 and not self._needs_tiles(image[0]):
             return 0
         depth, height, width = self._shape_seen(image, spacing_mm)
@@ -210,7 +216,13 @@ class Predictor:
     ) -> UInt[np.ndarray, "depth height width"]:
         """What each voxel of a case `[depth, height, width, channels]` is; see `decide`."""
         rows = map(self.decide, self.rows([image], spacings_mm=[spacing_mm]))
-        return np.concatenate(list(rows)).reshape(image.shape[:3])
+        return self.finish(np.concatenate(list(rows)).reshape(image.shape[:3]))
+
+    def finish(
+        self, label: UInt[np.ndarray, "depth height width"]
+    ) -> UInt[np.ndarray, "depth height width"]:
+        """What is kept of the labels of a case: see `TrainedModel.largest`."""
+        return keep_largest(label, self._labels, self._largest)
 
     def _needs_tiles(self, of_slice: np.ndarray) -> bool:
         return self._patches or (self._tiles and max(of_slice.shape[:2]) > self._input_size[0])

@@ -239,7 +239,7 @@ def _describe_evaluation(path: epath.Path, evaluation: dict[str, Any]) -> dict[s
                 for example in evaluation["examples"]
             ]
     return (
-        {"nsd_tolerance": None, "threshold": None}
+        {"nsd_tolerance": None, "threshold": None, "largest_component": ()}
         | evaluation
         | {
             "anchor": path.stem,

@@ -19,6 +19,7 @@ from spectral_jax.losses.activation import ACTIVATIONS, Activation
 from spectral_jax.losses.spatial import POOLINGS
 from spectral_jax.losses.spectral import BANDS, NORMALISATIONS, SPECTRA, Band
 from spectral_jax.models import MODELS
+from spectral_jax.models.transfer import PARTS
 
 
 class ConfigError(ValueError):
@@ -73,6 +74,7 @@ def _check_ranges(name: str, section: Any) -> None:
                 raise ConfigError(f"config.{name}.{field.name}={value!r}: expected {allowed}")
 
 
+CHECKPOINTS = ("best", "last")
 FLOAT32_MAX = 3.4e38
 MANY = 2**30  # examples, steps or devices: more than there ever are
 
@@ -92,7 +94,9 @@ class DataConfig:
       resample: bring cases to one spacing before patches are cut; predictions come back to the
         grid of each case. Without, and where the spacing is not known, each keeps its own.
       spacing_mm: that spacing, for each number of `patch_size`; () for the median of the training
-        cases.
+        cases; of a fold, of all cases.
+      fold: of a cross-validation, which fold to hold out, from 0; -1 for none.
+      folds: how many there are.
       options: further arguments of the data set's reader.
     """
 
@@ -104,6 +108,8 @@ class DataConfig:
     foreground: float = number(1 / 3, least=0, most=1)
     resample: bool = True
     spacing_mm: tuple[float, ...] = number((), above=0, most=1000)
+    fold: int = number(-1, least=-1, most=MANY)
+    folds: int = number(5, least=2, most=MANY)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -120,11 +126,17 @@ class DataConfig:
             self.spacing_mm,
             f"a number for each of patch_size={self.patch_size}, with resample=True; or ()",
         )
+        _require(self.fold < self.folds, "data.fold", self.fold, f"below data.folds={self.folds}")
 
     @property
     def example_size(self) -> tuple[int, ...]:
         """Spatial size of what the network is trained on."""
         return self.patch_size or (self.image_size, self.image_size)
+
+    @property
+    def scored_split(self) -> str:
+        """What a trained network is scored on: the test split, or what its fold held out."""
+        return "test" if self.fold < 0 else "fold"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +164,11 @@ class ModelConfig:
 
     Attributes:
       name: a key of `spectral_jax.models.MODELS`.
-      pretrained: file of weights to start from; "" to start from random ones.
-      skip_head: leave the last layer random, for another number of classes than the file's.
+      pretrained: file of weights, or folder of a run, to start from; "" to start from random ones.
+      pretrained_checkpoint: of that run: "best" or "last".
+      pretrained_part: what to take of it: "all", or "encoder" alone.
+      skip_head: leave the last layer random, for other classes than the file's; between runs whose
+        classes differ this happens of itself.
       bfloat16: compute in bfloat16; parameters, logits and losses stay float32.
       activation: "softmax" for classes that exclude each other, "sigmoid" for each class by itself;
         "" for sigmoid where the classes of the data set overlap, and softmax otherwise.
@@ -163,6 +178,8 @@ class ModelConfig:
 
     name: str = "unet"
     pretrained: str = ""
+    pretrained_checkpoint: str = "best"
+    pretrained_part: str = "all"
     skip_head: bool = False
     bfloat16: bool = False
     activation: str = ""
@@ -170,6 +187,8 @@ class ModelConfig:
 
     def __post_init__(self):
         _require_choice("model.activation", self.activation, ("", *ACTIVATIONS))
+        _require_choice("model.pretrained_checkpoint", self.pretrained_checkpoint, CHECKPOINTS)
+        _require_choice("model.pretrained_part", self.pretrained_part, PARTS)
 
     def activation_for(self, overlapping: bool) -> Activation:
         """The activation, for classes that overlap or exclude each other.
@@ -308,11 +327,13 @@ class OptimConfig:
       learning_rate: peak value.
       weight_decay: of either kind.
       momentum: of "sgd".
-      poly_power: exponent of the decay of "sgd".
+      poly_power: exponent of the decay of "sgd"; with 0 the learning rate stays.
       warmup: share of the steps over which the learning rate of "adamw" rises from 0.
       clip_norm: gradients are scaled down to this norm; 0 for never.
       ema_decay: of the running mean of parameters that is evaluated, after a warm-up: see
         `spectral_jax.training.optim.ema_decay_schedule`; 0 for none.
+      restarts: steps at which the schedule of the learning rate starts again, to train a finished
+        run longer: warm restarts (Loshchilov and Hutter, ICLR 2017).
     """
 
     name: str = "sgd"
@@ -323,10 +344,15 @@ class OptimConfig:
     warmup: float = number(0.05, least=0, below=1)
     clip_norm: float = number(0.0, least=0, most=FLOAT32_MAX)
     ema_decay: float = number(0.0, least=0, below=1)
+    restarts: tuple[int, ...] = number((), least=1, most=MANY)
 
     def __post_init__(self):
         _require_choice("optim.name", self.name, ("sgd", "adamw"))
         _check_ranges("optim", self)
+        rising = all(isinstance(step, int) for step in self.restarts) and sorted(
+            set(self.restarts)
+        ) == list(self.restarts)
+        _require(rising, "optim.restarts", self.restarts, "whole numbers of steps that rise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,27 +362,39 @@ class TrainConfig:
     Attributes:
       seed: of everything random: parameters, order, augmentation, dropout.
       epochs: passes over the training split; steps are epochs x examples / batch size.
+      steps: the length in steps, whatever the number of examples, with `epochs=0`; 0 for `epochs`.
       batch_size: of all devices together.
       accumulate: parts that the batch goes through the network in, one after the other, to take
         less memory; the step is that of the whole batch, but for batch normalisation, which sees
         a part at a time.
-      validate_every: epochs between validations.
+      validate_every: epochs between validations; with `steps`, a tenth of them lies between.
       save_every_steps: steps between checkpoints, beside those at validations.
       save_every_minutes: the longest time between checkpoints.
       log_every_steps: steps between lines in metrics.jsonl.
+      postprocess: "largest_component" decides after training, for each class, whether only its
+        largest component is kept: where that raises the validation Dice; or "none".
     """
 
     seed: int = number(0, least=0, below=2**31)
-    epochs: float = number(150.0, above=0, most=1e9)
+    epochs: float = number(150.0, least=0, most=1e9)
+    steps: int = number(0, least=0, most=MANY)
     batch_size: int = number(24, least=1, most=MANY)
     accumulate: int = number(1, least=1, most=MANY)
     validate_every: float = number(5.0, above=0, most=1e9)
     save_every_steps: int = number(500, least=1, most=MANY)
     save_every_minutes: float = number(3.0, above=0, most=1e9)
     log_every_steps: int = number(10, least=1, most=MANY)
+    postprocess: str = "none"
 
     def __post_init__(self):
         _check_ranges("train", self)
+        _require_choice("train.postprocess", self.postprocess, ("none", "largest_component"))
+        _require(
+            bool(self.epochs) != bool(self.steps),
+            "train.epochs",
+            self.epochs,
+            f"a number above 0 with config.train.steps=0, or 0 with steps; steps={self.steps}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -23,16 +21,21 @@ from spectral_jax.data.sources import (
     TrainingVolumes,
 )
 from spectral_jax.metrics import overlap
-from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.training import distributed, run, sharding
 from spectral_jax.training.build import Built, build
 from spectral_jax.training.checkpoint import Checkpoints
-from spectral_jax.training.config import MANY, Config, ConfigError, DataConfig
+from spectral_jax.training.config import Config, ConfigError, DataConfig
 from spectral_jax.training.distributed import Preempted, Request
 from spectral_jax.training.logging import RunLog
 from spectral_jax.training.objective import make_objective
+from spectral_jax.training.optim import count_steps
+from spectral_jax.training.start import describe, initial_state
 from spectral_jax.training.state import TrainState
 from spectral_jax.training.step import make_count_step, make_train_step
+
+VALIDATIONS = 10  # of a run whose length is given in steps
+# the first steps are compiled; then so many are timed, or for so long
+UNMEASURED_STEPS, PACE_STEPS, PACE_SECONDS = 2, 10, 20.0
 
 
 class NonFiniteError(ArithmeticError):
@@ -80,24 +83,23 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     sharding.check_batch_size(config.train.batch_size, config.train.accumulate, mesh)
     folder = run.prepare_data(config.data)
     split = Split(folder, "train")
-    data = dataclasses.replace(split.info, patch_spacing_mm=patch_spacing(config.data, split))
+    # folds see cases at the same spacing, so that their networks can be averaged
+    measured = split if config.data.fold < 0 else Split(folder, "all")
+    data = dataclasses.replace(split.info, patch_spacing_mm=patch_spacing(config.data, measured))
     examples = make_examples(split, config.data, data)
     steps_per_epoch = len(examples) / config.train.batch_size
-    total_steps = math.ceil(config.train.epochs * steps_per_epoch)
-    if total_steps > MANY:
-        raise ConfigError(
-            f"config.train.epochs={config.train.epochs:g}: {total_steps:g} steps of "
-            f"{config.train.batch_size} examples; expected at most {MANY}"
-        )
+    total_steps = count_steps(config, len(examples))
     validate_every = max(1, round(config.train.validate_every * steps_per_epoch))
+    if config.train.steps:
+        validate_every = -(-total_steps // VALIDATIONS)
     built = build(config, split.info.labels, split.info.channels, mesh, total_steps)
     objective = make_objective(config, split.info.labels, read_class_share(folder))
     train_step = make_train_step(built.model, config, total_steps, built.layout, objective)
     validator = Validator(config, built, folder, data)
 
     with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
-        run.check_run(config, workdir, data, checkpoints.last_step)
-        state = initial_state(config, built, checkpoints)
+        run.check_run(config, workdir, data, checkpoints.last_step, len(examples))
+        state, started_from = initial_state(config, data, built, checkpoints)
         first_step = int(state.step)
         if first_step == total_steps:
             run.claim_run(config, workdir, data, first_step)
@@ -114,6 +116,13 @@ def _train(config: Config, workdir: epath.Path) -> bool:
         with RunLog(workdir, first_step, total_steps) as log:
             if first_step:
                 log.say(f"resuming at step {first_step} of {total_steps}")
+            if started_from:
+                log.say(describe(started_from))
+            log.say(
+                f"{total_steps} steps of {config.train.batch_size} examples: "
+                f"{total_steps / steps_per_epoch:.3g} times through {len(examples)}"
+            )
+            pace = Pace(first_step, total_steps)
             before = None  # of the step that may still be running
             clock = Clock()
             save_timer = Timer(60 * config.train.save_every_minutes)
@@ -125,10 +134,12 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                 if before is not None:
                     # checked one step late, so that the device never waits for the host
                     log.advance(step - 1, check_finite(*before, examples, checkpoints.last_step))
+                    if left := pace.after(step - 1):
+                        log.say(left)
                 before = (step, records, metrics)
                 if step == first_step + 1:
                     check_finite(*before, examples, checkpoints.last_step)
-                    run.claim_run(config, workdir, data, first_step)
+                    run.claim_run(config, workdir, data, first_step, started_from)
                     log.open()
 
                 request = stop.agreed(save=distributed.is_first() and save_timer.is_over())
@@ -201,26 +212,6 @@ def make_examples(
 def make_cut(config: DataConfig) -> CutPatch | None:
     """What cuts patches; None for whole slices."""
     return CutPatch(config.patch_size, config.foreground) if config.patch_size else None
-
-
-def initial_state(config: Config, built: Built, checkpoints: Checkpoints) -> TrainState:
-    """The last checkpoint; without one, random or pretrained parameters."""
-    restored = checkpoints.restore_last(built.shapes, built.layout)
-    if restored is not None:
-        return restored
-    state = built.first_state(jax.random.key(config.train.seed))
-    if config.model.pretrained:
-        loaded = load_pretrained(
-            config.model.pretrained, state.variables, skip_head=config.model.skip_head
-        )
-        params = jax.device_put(loaded["params"], built.layout.params)
-        state = dataclasses.replace(
-            state,
-            params=params,
-            batch_stats=jax.device_put(loaded["batch_stats"], built.layout.batch_stats),
-            ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
-        )
-    return state
 
 
 def check_finite(
@@ -302,6 +293,44 @@ class Validator:
         }
         mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
         return {"dice": mean, **{f"dice/{name}": value for name, value in per_class.items()}}
+
+
+class Pace:
+    """Says once, from the first steps, how long the others will take."""
+
+    def __init__(
+        self, first_step: int, total_steps: int, clock: Callable[[], float] = time.perf_counter
+    ):
+        self._first_step, self._total_steps = first_step, total_steps
+        self._clock = clock
+        self._start = 0.0
+        self._said = False
+
+    def after(self, step: int) -> str:
+        """What there is to say after a step; "" most of the time."""
+        measured = step - self._first_step - UNMEASURED_STEPS
+        if measured == 0:
+            self._start = self._clock()
+        if measured <= 0 or self._said:
+            return ""
+        seconds = self._clock() - self._start
+        if measured < PACE_STEPS and seconds < PACE_SECONDS:
+            return ""
+        self._said = True
+        a_step = seconds / measured
+        left = self._total_steps - step
+        return f"about {duration(left * a_step)} for the other {left} steps, at {a_step:.2g} s each"
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> duration(40), duration(400), duration(40000)
+    ('40 seconds', '7 minutes', '11.1 hours')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 class Timer:

@@ -1,14 +1,47 @@
-"""Learning-rate schedules and optimisers."""
+"""The length of a run, what changes over its steps, and optimisers."""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from spectral_jax.training.config import ObjectiveConfig, OptimConfig
+from spectral_jax.training.config import MANY, Config, ConfigError, OptimConfig
+
+
+def count_steps(config: Config, examples: int) -> int:
+    """How many steps a run has, with so many training examples.
+
+    Raises:
+      ConfigError: if they are too many, or over before the learning rate starts again.
+    """
+    epochs = config.train.epochs
+    steps = config.train.steps or math.ceil(epochs * examples / config.train.batch_size)
+    if steps > MANY:
+        raise ConfigError(
+            f"config.train.epochs={epochs:g}: {steps:g} steps of "
+            f"{config.train.batch_size} examples; expected at most {MANY}"
+        )
+    if config.optim.restarts and config.optim.restarts[-1] >= steps:
+        raise ConfigError(
+            f"config.optim.restarts={config.optim.restarts}: the run has {steps} steps; expected "
+            "fewer before the last restart"
+        )
+    return steps
 
 
 def learning_rate_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by step.
+    """Learning rate by step; it starts again at each of the `restarts`."""
+    ends = (*config.restarts, total_steps)
+    lengths = [end - start for start, end in zip((0, *config.restarts), ends, strict=True)]
+    # the last is of no length where only the optimiser's state is asked for
+    parts = [_learning_rate(config, max(1, steps)) for steps in lengths]
+    return optax.join_schedules(parts, config.restarts) if config.restarts else parts[0]
+
+
+def _learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by step, from one start to the end.
 
     For "sgd" it is TransUNet's, `rate · (1 - max(step - 1, 0) / total)^power`: its trainer sets
     the rate after each step, so that the first two share one.
@@ -28,9 +61,27 @@ def learning_rate_schedule(config: OptimConfig, total_steps: int) -> optax.Sched
     )
 
 
-def spectral_weight_schedule(config: ObjectiveConfig, total_steps: int) -> optax.Schedule:
-    """Weight of the spectral loss by step: rises linearly over the ramp, then stays."""
-    return optax.linear_schedule(0.0, config.weight, max(1, round(config.ramp * total_steps)))
+def spectral_weight_schedule(config: Config, total_steps: int) -> optax.Schedule:
+    """Weight of the spectral loss by step: rises linearly over the ramp, then stays.
+
+    The ramp is a share of the steps up to the first restart of the learning rate.
+    """
+    first_steps = (*config.optim.restarts, total_steps)[0]
+    ramp = max(1, round(config.objective.ramp * first_steps))
+    return optax.linear_schedule(0.0, config.objective.weight, ramp)
+
+
+def same_schedules(one: Config, other: Config, examples: int, steps: int) -> bool:
+    """Whether the first steps of two runs have the same learning rate and spectral weight."""
+    at = np.arange(steps)
+    schedules = [
+        (
+            learning_rate_schedule(config.optim, count_steps(config, examples)),
+            spectral_weight_schedule(config, count_steps(config, examples)),
+        )
+        for config in (one, other)
+    ]
+    return all(np.array_equal(before(at), now(at)) for before, now in zip(*schedules, strict=True))
 
 
 def ema_decay_schedule(config: OptimConfig) -> optax.Schedule:

@@ -20,6 +20,7 @@ from spectral_jax.training.config import (
     as_keywords,
     parse_config,
 )
+from spectral_jax.training.optim import count_steps, same_schedules
 from spectral_jax.versions import versions
 
 CONFIG_FILE = "config.json"
@@ -27,24 +28,28 @@ VERSIONS_FILE = "versions.json"
 DATASET_FILE = "dataset.json"
 STOPPED_FILE = "stopped.json"
 CHANGES_FILE = "changes.json"
+PRETRAINED_FILE = "pretrained.json"
 UNKNOWN_DATA = (
     "%s is of an older version, which stored no checksums: whether it was trained on %s as that is "
     "prepared now is not known; volumes may be turned otherwise. Train again to be sure"
 )
 RESTORE = "restore it from a copy, or use another --workdir and train again"
-# these may change between the starts of a run: they do not change what is computed
+# these may change between the starts of a run: they do not change what it learns
 FREE_KEYS = (
     *("data.root", "data.data_dir", "mesh.data", "mesh.fsdp"),
     *("train.log_every_steps", "train.save_every_steps", "train.save_every_minutes"),
+    "train.postprocess",
 )
 # how patches were cut before a run could say it
 AS_OLDER_PATCHES = {"foreground": 0.0, "resample": False}
 # these too, where the run stopped at numbers that are not finite
 REMEDY_KEYS = ("optim.learning_rate", "optim.clip_norm")
+# these too, where the steps that were made would have been the same
+LENGTH_KEYS = ("train.epochs", "train.steps", "optim.restarts")
 
 
 def check_run(
-    config: Config, workdir: epath.Path, data: DatasetInfo, last_step: int | None
+    config: Config, workdir: epath.Path, data: DatasetInfo, last_step: int | None, examples: int
 ) -> None:
     """Checks that a folder is free for a run, or holds this very one.
 
@@ -55,6 +60,7 @@ def check_run(
       workdir: its folder.
       data: what it is trained on now.
       last_step: of its newest checkpoint.
+      examples: how many training examples there are.
 
     Raises:
       ConfigError: if the folder belongs to another configuration, or to other data, or holds
@@ -70,22 +76,40 @@ def check_run(
     free: tuple[str, ...] = FREE_KEYS
     if _stopped_at(workdir) > last_step:
         free += REMEDY_KEYS
-    changed = [
-        f"  config.{key}: {before!r} there, {now!r} now"
+    changed = {
+        key: f"  config.{key}: {before!r} there, {now!r} now"
         for key, (before, now) in _changes(config, workdir).items()
         if key not in free
-    ]
+    }
+    advice = "Use another --workdir, or delete this one"
+    if changed and changed.keys() <= set(LENGTH_KEYS):
+        before = read_config(workdir)
+        steps, longer = (count_steps(of, examples) for of in (before, config))
+        if longer >= last_step and same_schedules(before, config, examples, last_step):
+            changed = {}
+        elif longer > steps:
+            restarts = (*before.optim.restarts, steps)
+            advice = (
+                f"To train it longer, add --config.optim.restarts='{restarts}': its learning rate "
+                f"came down over {steps} steps, and starts again from its peak there (a warm "
+                f"restart). Or start a new run from it: --config.model.pretrained={workdir}"
+            )
     if changed:
         raise ConfigError(
             f"{workdir} belongs to a run with another configuration:\n"
-            + "\n".join(changed)
-            + "\nUse another --workdir, or delete this one"
+            + "\n".join(changed.values())
+            + f"\n{advice}"
         )
     check_data(workdir, data)
 
 
-def check_data(workdir: epath.Path, data: DatasetInfo) -> None:
+def check_data(workdir: epath.Path, data: DatasetInfo, split: str = "all") -> None:
     """Checks that data are those that a run was trained on, wherever they lie now.
+
+    Args:
+      workdir: the run's folder.
+      data: the data.
+      split: which of their splits has to be the same.
 
     Raises:
       ConfigError: if its records, its classes or its channels are others.
@@ -104,9 +128,9 @@ def check_data(workdir: epath.Path, data: DatasetInfo) -> None:
     ]
     if before.checksums:
         changed += [
-            f"  {split}: other images, labels or cases, or in another order"
-            for split in sorted(before.checksums.keys() | data.checksums.keys())
-            if before.checksums.get(split) != data.checksums.get(split)
+            f"  {name}: other images, labels or cases, or in another order"
+            for name in sorted(before.checksums.keys() | data.checksums.keys())
+            if split in (name, "all") and before.checksums.get(name) != data.checksums.get(name)
         ]
     elif not changed:
         logging.getLogger(__name__).warning(UNKNOWN_DATA, workdir, data.name)
@@ -119,7 +143,13 @@ def check_data(workdir: epath.Path, data: DatasetInfo) -> None:
         )
 
 
-def claim_run(config: Config, workdir: epath.Path, data: DatasetInfo, first_step: int) -> None:
+def claim_run(
+    config: Config,
+    workdir: epath.Path,
+    data: DatasetInfo,
+    first_step: int,
+    started_from: dict[str, Any] | None = None,
+) -> None:
     """Writes what a run is into its folder, after its first step; or what changed as it resumes.
 
     Args:
@@ -127,22 +157,27 @@ def claim_run(config: Config, workdir: epath.Path, data: DatasetInfo, first_step
       workdir: its folder.
       data: what it is trained on.
       first_step: where it resumes; 0 for a new run.
+      started_from: what a new run loaded; None for random parameters.
     """
     file = workdir / CONFIG_FILE
     if distributed.is_first():
+        if first_step == 0:
+            (workdir / PRETRAINED_FILE).unlink(missing_ok=True)  # of another start
+        if started_from:
+            write_json(workdir / PRETRAINED_FILE, started_from)
         if first_step == 0 or not (workdir / DATASET_FILE).exists():
             write_json(workdir / DATASET_FILE, dataclasses.asdict(data))
         if first_step == 0 or not (workdir / VERSIONS_FILE).exists():
             write_json(workdir / VERSIONS_FILE, versions())
         changes = _changes(config, workdir) if file.exists() else {}
-        remedies = {key: changes[key] for key in REMEDY_KEYS if key in changes}
-        if remedies and first_step:
+        noted = {key: changes[key] for key in REMEDY_KEYS + LENGTH_KEYS if key in changes}
+        if noted and first_step:
             known = (
                 read_json(workdir / CHANGES_FILE, "delete it")["changes"]
                 if (workdir / CHANGES_FILE).exists()
                 else []
             )
-            change = {"step": first_step} | remedies
+            change = {"step": first_step} | noted
             write_json(workdir / CHANGES_FILE, {"changes": [*known, change]})
         if changes or not file.exists():
             write_json(file, dataclasses.asdict(config))
@@ -225,6 +260,8 @@ def prepare_data(config: DataConfig) -> pathlib.Path:
     if config.name not in known:
         raise ConfigError(f"config.data.name={config.name!r}: choose one of {sorted(known)}")
     options = as_keywords(config.options)
+    if config.fold >= 0:
+        options |= {"fold": config.fold, "folds": config.folds}
     return datasets.prepare(
         known[config.name], root=config.root, data_dir=config.data_dir, **options
     )

@@ -46,7 +46,7 @@ def make_train_step(
     parts = config.train.accumulate
     optimizer = build_optimizer(config.optim, total_steps)
     learning_rate = learning_rate_schedule(config.optim, total_steps)
-    spectral_weight = spectral_weight_schedule(config.objective, total_steps)
+    spectral_weight = spectral_weight_schedule(config, total_steps)
     ema_decay = ema_decay_schedule(config.optim)
 
     def terms_of_shard(logits, labels, weight):
@@ -77,18 +77,19 @@ def make_train_step(
         over parts; going back, each part goes through the network once more.
         """
 
-        @jax.checkpoint
         def apply_part(batch_stats, part):
             index, images = part
             return apply(params, batch_stats, images, jax.random.fold_in(dropout_key, index))
 
-        # each device takes its parts from its own examples; on CPU, XLA runs convolutions inside a
-        # loop 20 times slower, and without the loop keeps the memory of all parts
+        # on CPU, XLA runs convolutions inside a loop 20 times slower; without the loop the memory
+        # of all parts is kept, and going through the network once more would save nothing
+        on_cpu = platform_of(mesh) == "cpu"
         batch_stats, logits = jax.lax.scan(
-            apply_part,
+            apply_part if on_cpu else jax.checkpoint(apply_part),
             batch_stats,
+            # each device takes its parts from its own examples
             (jnp.arange(parts), split_parts(images, parts, mesh)),
-            unroll=platform_of(mesh) == "cpu",
+            unroll=on_cpu,
         )
         return batch_stats, join_parts(logits, mesh)
 

@@ -15,7 +15,10 @@ import pytest
 from spectral_jax import allocator
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-COMMANDS = ("prepare", "train", "evaluate", "measure", "predict", "report", "export", "study")
+COMMANDS = (
+    *("prepare", "train", "crossvalidate", "evaluate", "measure", "predict", "report", "export"),
+    "study",
+)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def trained_run(values, workdir, steps):
     folder = run.prepare_data(parse_config(values).data)
     split = Split(folder, "train")
     examples = len(split.cases) if values.data.patch_size else len(split)
-    values.train.epochs = steps * values.train.batch_size / examples
+    values.train.epochs, values.train.steps = steps * values.train.batch_size / examples, 0
     values.train.validate_every = values.train.epochs
     train(parse_config(values), workdir)
     return restore(workdir, "last"), folder

@@ -39,7 +39,7 @@ def test_its_loss_falls_on_acdc(few_slices, data_dir, tmp_path):
     values.optim.learning_rate = 0.01
     values.objective.spectral = "midband"
     values.train.batch_size = 8
-    values.train.epochs = 10.0
+    values.train.epochs, values.train.steps = 10.0, 0
     values.train.validate_every = 10.0
     values.train.log_every_steps = 1
     train(parse_config(values), tmp_path / "run")

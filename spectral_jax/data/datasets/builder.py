@@ -50,6 +50,8 @@ def prepare(
     data_dir: str | pathlib.Path | None,
     validation: float = 0.1,
     resplit: bool = False,
+    fold: int | None = None,
+    folds: int = 5,
     ignore_label: int | None = None,
     regions: Mapping[str, Sequence[int | str]] | None = None,
     **options: Any,
@@ -63,6 +65,8 @@ def prepare(
       validation: share of the training part, by patient or video, to hold out for validation where
         the set has no validation part; 0 for none.
       resplit: split all cases again, instead of the published split.
+      fold: which fold of a cross-validation to hold out, from 0; None for no folds.
+      folds: how many there are.
       ignore_label: value of the labels whose pixels do not count, in training and scores.
       regions: classes to train on instead of the set's own, each made of some of these, by number
         or name; regions may overlap: `{"whole": (1, 2), "front": ("anterior",)}`.
@@ -72,6 +76,8 @@ def prepare(
       DataError: for raw data that cannot be used; nothing is left behind.
     """
     given = options | {"validation": validation, "resplit": resplit}
+    if fold is not None:
+        given |= {"fold": fold, "folds": folds}
     if ignore_label is not None:
         given["ignore_label"] = ignore_label
     if regions is not None:
@@ -149,6 +155,8 @@ def find_prepared(
 ) -> pathlib.Path:
     """The records of a data set that were prepared last with these options, whatever the others.
 
+    Those of a fold are left out.
+
     Raises:
       DataError: if there are none.
     """
@@ -156,7 +164,8 @@ def find_prepared(
     folders = [
         folder
         for folder in (data_dir / name).glob(f"*/{VERSION}")
-        if options.items() <= summary.read_options(folder).items()
+        if "fold" not in (prepared := summary.read_options(folder))
+        and options.items() <= prepared.items()
     ]
     if not folders:
         chosen = "".join(f" --option={key}={value}" for key, value in options.items())

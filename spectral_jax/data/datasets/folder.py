@@ -16,11 +16,17 @@ r"""Anyone's pictures: `<root>/<split>/images/*` and `<root>/<split>/masks/*` of
 
 `case_pattern` is a regular expression that groups slices into volumes, with the groups `case` and
 `slice` in an image's name: `(?P<case>.+)_slice_(?P<slice>\d+)`.
+
+A patient, video or centre has several cases where `group_pattern`, a regular expression, finds the
+same text in their names, such as `patient\d+`; or where the column `group_column` of `cases.csv` in
+the root, whose first column has the names of the cases, says the same. They stay in one split and
+in one fold.
 """
 
+import csv
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +35,7 @@ from jaxtyping import UInt
 
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found
 from spectral_jax.data.datasets.files import (
+    PICTURE,
     Masked,
     ReadMask,
     and_others,
@@ -51,6 +58,7 @@ SPLIT_FOLDERS = {
 MASK_SUFFIXES = ("", "_mask", "_seg", "_segmentation", "_label", "_gt")
 CLASS = re.compile(r"(?P<name>.*?)(?:\s+(?P<color>#[0-9a-fA-F]{6}))?")
 CLASSES_FILE = "classes.txt"
+CASES_FILE = "cases.csv"
 BACKGROUND_NAMES = ("back", "_back", "bg", "bkg", "none", "nothing", "other", "rest", "void", "0")
 
 
@@ -192,12 +200,65 @@ def read_classes(root: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], M
     return names, dict(zip(names, colors, strict=True)) if colors else {}
 
 
+def _compile(pattern: str, name: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise DataError(f"{name} {pattern!r} is no regular expression: {error}") from None
+
+
+def _group_finder(root: Path, group_pattern: str, group_column: str) -> Callable[[str], str]:
+    """What tells the patient, video or centre of a case; "" for a case by itself."""
+    if group_pattern and group_column:
+        raise DataError("group_pattern and group_column are two ways to say one thing; choose one")
+    pattern = _compile(group_pattern, "group_pattern")
+    column = read_column(root / CASES_FILE, group_column) if group_column else {}
+
+    def find_group(case: str) -> str:
+        if group_column:
+            if case not in column:
+                raise DataError(f"{root / CASES_FILE}: no line for the case {case!r}")
+            return column[case]
+        match = pattern.search(case) if pattern else None
+        if pattern and not (match and match[0]):
+            raise DataError(f"{case!r}: group_pattern {group_pattern!r} finds nothing in this name")
+        return match[0] if match else ""
+
+    return find_group
+
+
+def read_column(file: Path, name: str) -> dict[str, str]:
+    """What a column of a table says of each case, whose name is in the first column.
+
+    Raises:
+      DataError: for a column that is not there, a case that appears twice, or an empty value.
+    """
+    header, *lines = [*csv.reader(read_text(file).splitlines())] or [[]]
+    columns = [title.strip() for title in header]
+    if name not in columns[1:]:
+        raise DataError(f"{file}: no column {name!r} after the first; it has {', '.join(columns)}")
+    place = columns.index(name)
+    found: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            continue
+        case = re.sub(rf"\.{PICTURE}$", "", line[0].strip(), flags=re.IGNORECASE)
+        value = line[place].strip() if place < len(line) else ""
+        if case in found or not value:
+            what = "appears twice" if case in found else f"has no {name}"
+            raise DataError(f"{file}: the case {case!r} {what}")
+        found[case] = value
+    return found
+
+
 def read(
     root: Path,
     classes: Sequence[str] = (),
     case_pattern: str = "",
     threshold: int = 127,
     ignore_label: int | None = None,
+    group_pattern: str = "",
+    group_column: str = "",
 ) -> Found:
     """Finds the pictures of each split; see the module for the layout and the options."""
     names, colors = read_classes(root, classes)
@@ -224,12 +285,8 @@ def read(
                 "masks set --config.data.options.threshold=127"
             )
         names = ("background", "foreground")
-    try:
-        pattern = re.compile(case_pattern) if case_pattern else None
-    except re.error as error:
-        raise DataError(
-            f"case_pattern {case_pattern!r} is no regular expression: {error}"
-        ) from None
+    pattern = _compile(case_pattern, "case_pattern")
+    find_group = _group_finder(root, group_pattern, group_column)
     if pattern and not {"case", "slice"} <= set(pattern.groupindex):
         raise DataError(
             f"case_pattern {case_pattern!r} must name two groups: (?P<case>...) and (?P<slice>...)"
@@ -270,7 +327,12 @@ def read(
                 raise DataError(f"{image}: slice {number} of {case!r} is {slices[number][0]} too")
             slices[number] = (image, masks)
         return [
-            picture_case(case, *(slices[n] for n in sorted(slices)), read_mask=mask_reader)
+            picture_case(
+                case,
+                *(slices[n] for n in sorted(slices)),
+                group=find_group(case),
+                read_mask=mask_reader,
+            )
             for case, slices in groups.items()
         ]
 

@@ -12,7 +12,13 @@ FIRST_FOLD = 0  # of published folds, which is the default
 Splits = dict[str, list[Case]]
 
 
-def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list[str]]:
+def decide(
+    found: Found,
+    validation: float,
+    resplit: bool,
+    fold: int | None = None,
+    folds: int = 5,
+) -> tuple[Splits, list[str]]:
     """The splits to write, those of the literature where they are there.
 
     Published folds hold out cases of the training part: for validation, or, where there is no test
@@ -23,6 +29,8 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
       validation: share of the training groups that is held out where there is no validation split.
       resplit: split all cases again, by group: a fifth to test, then `validation` of the rest.
         This happens of itself if there is no test case at all.
+      fold: see `hold_out_fold`; None for no folds.
+      folds: how many there are.
 
     Returns:
       The splits, without empty ones, and notes for the user.
@@ -32,6 +40,8 @@ def decide(found: Found, validation: float, resplit: bool) -> tuple[Splits, list
     """
     if not 0 <= validation < 1:
         raise DataError(f"validation={validation}: expected a share, from 0 up and below 1")
+    if fold is not None:
+        return hold_out_fold(found, validation, resplit, fold, folds)
     unsplit = found.splits.get("all", ())
     splits = {name: list(found.splits.get(name, ())) for name in SPLITS}
     notes = []
@@ -67,6 +77,44 @@ def part_fold(
     held = {name for name, fold in folds.items() if fold == number}
     kept = [case for case in cases if case.name not in held]
     return kept, [case for case in cases if case.name in held]
+
+
+def hold_out_fold(
+    found: Found, validation: float, resplit: bool, fold: int, folds: int
+) -> tuple[Splits, list[str]]:
+    """The splits of one fold: what it holds out is "fold".
+
+    Folds share all cases but those of a published test split, which stays "test"; with `resplit`
+    these too. They are the published ones, where the set has some; otherwise whole groups are dealt
+    out in an order drawn from their names. The training part gives `validation` of its groups.
+
+    Raises:
+      DataError: for a fold that there is not.
+    """
+    splits = {name: list(cases) for name, cases in found.splits.items()}
+    test = [] if resplit else splits.pop("test", [])
+    pool = [case for cases in splits.values() for case in cases]
+    if found.folds and not resplit:
+        fold_of = dict(found.folds)
+        count = 1 + max(fold_of.values())
+        what = "as published"
+    else:
+        groups = sorted({case.group for case in pool}, key=_draw)
+        number_of = {group: number % folds for number, group in enumerate(groups)}
+        fold_of = {case.name: number_of[case.group] for case in pool}
+        count = min(folds, len(groups))
+        what = f"of {len(groups)} patients, videos or pictures"
+    if count != folds or not 0 <= fold < folds:
+        raise DataError(
+            f"fold {fold} of {folds}: there are {count} folds {what}, numbered from 0; say "
+            f"--config.data.folds={count}"
+        )
+    rest, held_out = part_fold(pool, fold_of, fold)
+    train, tuning = hold_out(rest, validation)
+    parts = {"train": train, "validation": tuning, "fold": held_out, "test": test}
+    check(parts)
+    note = f"fold {fold} of {folds}, {what}: {len(held_out)} held out, {len(tuning)} for validation"
+    return {name: cases for name, cases in parts.items() if cases}, [note]
 
 
 def hold_out(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case]]:
