@@ -37,6 +37,7 @@ from spectral_jax.data.datasets.dataset import Case, Dataset, Found
 from spectral_jax.data.datasets.files import (
     PICTURE,
     Masked,
+    Masks,
     ReadMask,
     and_others,
     check_size,
@@ -97,7 +98,7 @@ def _masks_by_image(
     return found, list(masks.values())
 
 
-def _pairs(folder: Path) -> dict[str, Masked]:
+def _pairs(folder: Path) -> dict[str, tuple[Path, Masks]]:
     """Image and mask, or masks by class, of each picture in `images`, by the image's name."""
     images = _pictures(folder / "images", "images")
     if not images:
