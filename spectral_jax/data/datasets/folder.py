@@ -105,7 +105,7 @@ def _pairs(folder: Path) -> dict[str, tuple[Path, Masks]]:
         raise DataError(f"{folder / 'images'}: no images ({', '.join(ENDINGS)})")
     of_classes = class_folders(folder)
     by_folder = [_masks_by_image(masks, images) for masks in of_classes or [folder / "masks"]]
-    pairs: dict[str, Masked] = {}
+    pairs: dict[str, tuple[Path, Masks]] = {}
     without_image = [mask for _, masks in by_folder for mask in masks]
     without_mask = []
     for name, image in images.items():
