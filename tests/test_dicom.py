@@ -1,6 +1,7 @@
 """DICOM as hospitals send it; each situation with the public thread that it comes from."""
 
 import copy
+import importlib.util
 import io
 import logging
 import re
@@ -104,6 +105,47 @@ def test_anonymised_series_give_both_files(head, tmp_path):
     volume = nibabel.as_closest_canonical(written.get_volume(combine_segments=True).to_nibabel())
     np.testing.assert_array_equal(np.asarray(volume.dataobj), np.asarray(found.dataobj))
     np.testing.assert_allclose(volume.affine, found.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "value"),
+    [
+        ("StudyDate", "DA", b"ANONYMISED"),
+        ("PatientBirthDate", "DA", b"unknown "),
+        ("StudyTime", "TM", b"ANON"),
+        ("PatientSex", "CS", b"unknown "),
+        ("PatientName", "PN", b"M\xfcller^J\xf6rg "),
+        ("SpecificCharacterSet", "CS", b"ISO_IR 999"),
+        ("StudyInstanceUID", "UI", b"1.2.study.x\0"),
+        ("PixelSpacing", "DS", b"1.10000000000000008\\0.90000000000000002 "),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_values_that_break_the_standard_stop_no_segmentation(tag, kind, value, head, tmp_path):
+    """What anonymising puts in the place of a date, and what scanners write."""
+
+    def change(index, dataset):
+        number = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(tag))
+        dataset[number] = pydicom.dataelem.RawDataElement(
+            number, kind, len(value), value, 0, False, True
+        )
+        return dataset
+
+    write_series(head, tmp_path / "series", change=change, enforce_file_format=False)
+    scan = read(tmp_path / "series")
+    labels = (scan.image[..., 0] % 2).astype(np.uint8)
+    _, segmentation = scan.write_labels(labels, tmp_path / "out", CLASSES, COLORS)
+    assert highdicom.seg.segread(segmentation).Rows == SHAPE[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PixelSpacing", [0, 0]), ("ImageOrientationPatient", [0] * 6), ("ImagePositionPatient", "")],
+)
+def test_series_without_a_place_are_named(name, value, head, tmp_path):
+    write_series(head, tmp_path / "series", change=lambda i, ds: setattr(ds, name, value) or ds)
+    with pytest.raises(DataError, match=r"series/\d+\.dcm: "):
+        read(tmp_path / "series")
 
 
 def test_a_segmentation_that_cannot_be_leaves_the_nifti_file(head, tmp_path):
@@ -215,7 +257,7 @@ def in_pillow(kind, **options):
         ("JPEG2000Lossless", 16, in_pillow("JPEG2000", no_jp2=True), 0),
         ("JPEG2000Lossless", 8, in_pillow("JPEG2000", no_jp2=True), 0),
         ("JPEG2000", 8, in_pillow("JPEG2000", no_jp2=True, irreversible=True), 3),
-        ("JPEGExtended12Bit", 12, "JPEGExtendedProcess2_4", 12),
+        ("JPEGExtended12Bit", 8, "JPEGExtendedProcess2_4", 3),
     ],
 )
 def test_lossy_and_wavelet_compression_is_read(syntax, bits, compress, tolerance, head, tmp_path):
@@ -243,6 +285,27 @@ def test_lossy_and_wavelet_compression_is_read(syntax, bits, compress, tolerance
     expected = np.stack([gentle(index, bits) for index in range(SHAPE[2])])[:, ::-1, ::-1]
     assert scan.image[..., 0].shape == expected.shape
     assert np.abs(scan.image[..., 0] - expected).max() <= tolerance
+
+
+def test_jpeg_of_12_bits_names_what_reads_it(head, tmp_path):
+    pytest.importorskip("gdcm", reason="compressed DICOM needs the extra: [dicom]")
+
+    def change(index, dataset):
+        array = gentle(index, 12)
+        dataset.Rows, dataset.Columns = array.shape
+        dataset.BitsStored, dataset.HighBit, dataset.PixelData = 12, 11, array.tobytes()
+        return dataset
+
+    write_series(head, tmp_path / "series", change=change)
+    files = files_of(tmp_path / "series")
+    command = [sys.executable, "-c", COMPRESS, "JPEGExtendedProcess2_4", *map(str, files)]
+    subprocess.run(command, check=True)
+    if importlib.util.find_spec("libjpeg"):
+        expected = np.stack([gentle(index, 12) for index in range(SHAPE[2])])[:, ::-1, ::-1]
+        assert np.abs(read(tmp_path / "series").image[..., 0] - expected).max() < 32
+    else:
+        with pytest.raises(DataError, match=r"JPEG Extended.* pip install pylibjpeg pylibjpeg-"):
+            read(tmp_path / "series")
 
 
 def test_other_endings_are_dicom_by_their_preamble(head, tmp_path):

@@ -336,6 +336,24 @@ def test_a_decathlon_description_is_read_or_named(numbers, tmp_path):
     )
 
 
+def test_the_files_of_nnunet_are_read_or_named(numbers, tmp_path):
+    description = {
+        "channel_names": {"0": "T1", "1": "CT"},
+        "labels": {"background": 0, "whole": [1, 2], "front": [2], "ignore": 3},
+        "regions_class_order": [1, 2],
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+    }
+    listed = {n: {"images": [f"{n}_0000.nii.gz"] * 2, "label": f"{n}.nii.gz"} for n in "ab"}
+    for entries in ({}, {"dataset": listed}):
+        check_json(
+            tmp_path / "dataset.json",
+            description | entries,
+            lambda: DATASETS["nnunet"].read(tmp_path),
+            numbers[: len(numbers) // 2],
+        )
+
+
 def test_the_files_of_a_run_are_read_or_named(numbers, tmp_path):
     config = json.loads(json.dumps(dataclasses.asdict(parse_config({"data": {"name": "mni152"}}))))
     info = json.loads(json.dumps(dataclasses.asdict(GREY)))

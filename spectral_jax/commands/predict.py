@@ -16,6 +16,7 @@ status: 0 if every case was done, 4 if some failed, 2 if nothing could start.
 import collections
 import csv
 import io
+import logging
 import os
 import pathlib
 import sys
@@ -171,7 +172,9 @@ class Progress:
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore", module="pydicom")  # of files that break small rules
+    # what it says of files that break small rules, or that one decoder of several does not read
+    warnings.filterwarnings("ignore", module="pydicom")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     paths = split_paths(INPUT.value)
     output = pathlib.Path(OUTPUT.value).expanduser()
     trained = restore_all(flags.paths(WORKDIR), CHECKPOINT.value)

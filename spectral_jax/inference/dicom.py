@@ -236,9 +236,12 @@ def _stored_values(one: Slice) -> Num[np.ndarray, "..."]:
         name = one.dataset.file_meta.TransferSyntaxUID.name
         if "decompress" not in str(error) and "plugin" not in str(error):
             raise
+        # pydicom lets no other package read these
+        extended = name.startswith("JPEG Extended") and one.dataset.get("BitsStored", 8) > 8
+        package = "pylibjpeg pylibjpeg-libjpeg" if extended else "python-gdcm"
         raise DataError(
             f"{one.path}: pixels are compressed as {name}, and what is installed does not read it: "
-            f"pip install python-gdcm ({str(error).splitlines()[0]})"
+            f"pip install {package} ({str(error).splitlines()[-1].strip()})"
         ) from error
 
 
@@ -279,9 +282,12 @@ def _read_stack(slices: Sequence[Slice]) -> Pixels:
     )
     affine[:3, 3] = first.position + column * spacing[0] * (height - 1)
     affine = np.diag([-1.0, -1, 1, 1]) @ affine  # from left and backwards to right and forwards
+    grid = Grid((voxels.shape[1], voxels.shape[0], voxels.shape[2]), affine)
+    with named(first.path, "slice of a series"):
+        grid.check()
     return Pixels(
         voxels.transpose(1, 0, 2)[:, ::-1],
-        Grid((voxels.shape[1], voxels.shape[0], voxels.shape[2]), affine),
+        grid,
         (spacing[1], spacing[0], step_mm),
         str(first.dataset.get("Modality", "")),
         all(_is_rescaled(one.dataset) for one in slices),
@@ -415,6 +421,28 @@ def _inverted(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.iinfo(image.dtype).max - image
 
 
+def _mend_for_segmentation(source: Any) -> None:
+    """Empties what a segmentation must name, where it is missing or, as "ANONYMISED", no value."""
+    from pydicom import charset, valuerep
+
+    for name in NEEDED_IN_SEGMENTATIONS:
+        if name not in source:
+            setattr(source, name, "")
+    for name in ("StudyDate", "PatientBirthDate", "StudyTime"):
+        kind = valuerep.TM if name == "StudyTime" else valuerep.DA
+        try:
+            kind(source.get(name) or None)
+        except ValueError:
+            setattr(source, name, "")
+    if source.PatientSex not in ("M", "F", "O", ""):
+        source.PatientSex = ""
+    sets = source.get("SpecificCharacterSet") or []
+    if any(
+        name not in charset.python_encoding for name in ([sets] if isinstance(sets, str) else sets)
+    ):
+        source.SpecificCharacterSet = "ISO_IR 192"  # texts are decoded by now
+
+
 def write_segmentation(
     sources: Sequence[Any],
     labels: UInt8[np.ndarray, "slices rows columns"],
@@ -460,9 +488,7 @@ def write_segmentation(
     ]
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
     for source in sources:
-        for name in NEEDED_IN_SEGMENTATIONS:
-            if name not in source:
-                setattr(source, name, "")
+        _mend_for_segmentation(source)
         if not source.get("StudyInstanceUID"):
             source.StudyInstanceUID = study
         if not source.get("SeriesInstanceUID"):
