@@ -38,7 +38,8 @@ def test_distances_take_the_spacing_of_their_axis(tmp_path, monkeypatch, shape, 
         image = np.full((*shape, 1), list(SHIFTS).index(name), np.uint8)
         return Volume(name, image, spot(place), SPACING)
 
-    def labels(image):
+    def labels(image, spacing_mm):
+        assert spacing_mm == SPACING
         return spot(place + list(SHIFTS.values())[image.flat[0]])
 
     predictor = SimpleNamespace(labels=labels, threshold=0.5)

@@ -113,7 +113,7 @@ def options_of(
     name: str, max_cases: int | None = None, feature: str | None = None, method: str | None = None
 ) -> dict[str, Any]:
     """Those of the options that were given and that a measurement has, as it calls them."""
-    given = {"max_cases": max_cases}
+    given: dict[str, Any] = {"max_cases": max_cases}
     if name == "interactions":
         given = {"images": max_cases}
     elif name == "explanations":

@@ -534,7 +534,7 @@ def _randomisation(trained: TrainedModel, explain: Any, checked: list[Shown]) ->
     """The mean rank correlation of maps with those of the randomised network, layer by layer."""
     layers, correlations, counts = [], [], []
     if checked:
-        images = checked[0].picture.input[None]
+        images = jnp.asarray(checked[0].picture.input[None])
         seed = trained.config.train.seed + 1  # not the weights that training began with
         total = len(_call_order(trained.model, trained.variables, images))
         with interruptible(total, "randomised", unit="layer") as advance:

@@ -21,7 +21,8 @@ def join_folds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
       ValueError: for a case that two folds scored, or folds of other classes or units.
     """
-    first, seen = results[0], {}
+    first = results[0]
+    seen: dict[str, int] = {}
     for fold, result in enumerate(results):
         for key in ALIKE:
             if result[key] != first[key]:

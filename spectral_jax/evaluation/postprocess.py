@@ -58,7 +58,7 @@ def decide_largest(
     }
     decision: dict[str, Any] = {
         "largest_component": [
-            name for name, of in means.items() if of["all"] and of["largest"] > of["all"]
+            name for name, of in means.items() if (of["largest"] or 0) > (of["all"] or 0) > 0
         ],
         "validation_dice": means,
         "cases": len(split.cases),

@@ -19,7 +19,7 @@ from spectral_jax.losses.activation import ACTIVATIONS, Activation
 from spectral_jax.losses.spatial import POOLINGS
 from spectral_jax.losses.spectral import BANDS, NORMALISATIONS, SPECTRA, Band
 from spectral_jax.models import MODELS
-from spectral_jax.models.transfer import PARTS
+from spectral_jax.models.transfer import PARTS, Part
 
 
 class ConfigError(ValueError):
@@ -179,7 +179,7 @@ class ModelConfig:
     name: str = "unet"
     pretrained: str = ""
     pretrained_checkpoint: str = "best"
-    pretrained_part: str = "all"
+    pretrained_part: Part = "all"
     skip_head: bool = False
     bfloat16: bool = False
     activation: str = ""

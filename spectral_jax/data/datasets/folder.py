@@ -37,6 +37,7 @@ from spectral_jax.data.datasets.dataset import Case, Dataset, Found
 from spectral_jax.data.datasets.files import (
     PICTURE,
     Masked,
+    Masks,
     ReadMask,
     and_others,
     check_size,
@@ -97,14 +98,14 @@ def _masks_by_image(
     return found, list(masks.values())
 
 
-def _pairs(folder: Path) -> dict[str, Masked]:
+def _pairs(folder: Path) -> dict[str, tuple[Path, Masks]]:
     """Image and mask, or masks by class, of each picture in `images`, by the image's name."""
     images = _pictures(folder / "images", "images")
     if not images:
         raise DataError(f"{folder / 'images'}: no images ({', '.join(ENDINGS)})")
     of_classes = class_folders(folder)
     by_folder = [_masks_by_image(masks, images) for masks in of_classes or [folder / "masks"]]
-    pairs: dict[str, Masked] = {}
+    pairs: dict[str, tuple[Path, Masks]] = {}
     without_image = [mask for _, masks in by_folder for mask in masks]
     without_mask = []
     for name, image in images.items():

@@ -76,7 +76,11 @@ def _listed(task: Task) -> list[Listed]:
     for name, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
         fields = entry if isinstance(entry, dict) else {}
         images, label = fields.get("images"), fields.get("label")
-        if not isinstance(images, list) or not all(isinstance(x, str) for x in [*images, label]):
+        if not (
+            isinstance(images, list)
+            and isinstance(label, str)
+            and all(isinstance(image, str) for image in images)
+        ):
             raise DataError(
                 f"{task.file}: the case {name!r} is not listed as expected: "
                 '{"images": ["a_0000.nii.gz"], "label": "a.nii.gz"}'
