@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from spectral_jax.data.labels import Labels, fullest_slice
-from spectral_jax.data.pictures import in_8_bits
+from spectral_jax.data.pictures import in_8_bits, to_show
 from spectral_jax.data.sources import Split, Volume, resize_image, resize_label
 from spectral_jax.evaluation.cases import MatchedCases, by_case, result_header, write_result
 from spectral_jax.inference.predictor import Predictor
@@ -135,7 +135,7 @@ def _examples(
         labels = predictor.labels(volume.image, volume.spacing_mm)
         prediction = cases.restrict(labels, volume.valid)
         index = fullest_slice(volume.label, prediction)
-        pictures[f"{rank}_image"] = _shown(in_8_bits(volume.image[index]))
+        pictures[f"{rank}_image"] = to_show(volume.image[index])
         pictures[f"{rank}_label"] = cases.labels.topmost(volume.label[index])
         pictures[f"{rank}_prediction"] = cases.labels.topmost(prediction[index])
         examples.append(
@@ -167,7 +167,7 @@ def _small_picture(volume: Volume, prediction: np.ndarray, labels: Labels) -> di
     height, width = (max(1, round(scale * side)) for side in image.shape[:2])
     size = height, width
     arrays = {
-        "image": _shown(resize_image(image, size)),
+        "image": to_show(resize_image(image, size)),
         "label": resize_label(labels.topmost(volume.label[index]), size),
         "prediction": resize_label(labels.topmost(prediction[index]), size),
     }
@@ -177,11 +177,6 @@ def _small_picture(volume: Volume, prediction: np.ndarray, labels: Labels) -> di
         "slice": index if len(volume.label) > 1 else None,
         "arrays": base64.b64encode(file.getvalue()).decode(),
     }
-
-
-def _shown(image: np.ndarray) -> np.ndarray:
-    """Colour, or the first channel alone."""
-    return image if image.shape[-1] == 3 else image[..., 0]
 
 
 def _add_worst(
