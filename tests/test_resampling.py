@@ -215,6 +215,14 @@ def test_cases_are_brought_to_the_median_spacing(uneven):
         assert volumes[index]["image"].shape == (*volumes[index]["label"].shape, 1)
 
 
+@pytest.mark.parametrize(
+    "data", [{"spacing_mm": (1.0, 1.0, 1.0)}, {"spacing_mm": (1.0, 1.0), "resample": False}]
+)
+def test_a_spacing_is_that_of_patches(data):
+    with pytest.raises(ConfigError, match=r"data\.spacing_mm=.*: expected a number for each of"):
+        data_config(patch_size=(4, 4), **data)
+
+
 def test_a_spacing_needs_one_to_begin_with(uneven, monkeypatch):
     monkeypatch.setattr(type(uneven), "spacing_mm", lambda self, case: None)
     assert patch_spacing(data_config(patch_size=(4, 4)), uneven) == ()
