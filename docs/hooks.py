@@ -1,5 +1,6 @@
 """What the site adds to the pages as GitHub shows them: linked files, and the API reference."""
 
+import json
 import pathlib
 import re
 
@@ -8,7 +9,7 @@ from mkdocs.structure.files import File
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NO_LIBRARY = ("commands", "configs")  # --help shows the commands; nobody imports them
 # a paragraph that is one link to a file outside `docs`
-LINKED_FILE = re.compile(r"^\[[^\]]*\]\(\.\./([\w/]+\.(?:py|md))\)$", re.MULTILINE)
+LINKED_FILE = re.compile(r"^\[[^\]]*\]\(\.\./([\w/]+\.(?:py|md|ipynb))\)$", re.MULTILINE)
 LINKED_PACKAGE = re.compile(r"\]\(\.\./spectral_jax/(\w+)\)")
 
 
@@ -35,4 +36,13 @@ def on_page_markdown(markdown, page, config, files):
 
 def _show(file):
     text = file.read_text()
+    if file.suffix == ".ipynb":
+        return "\n\n".join(map(_show_cell, json.loads(text)["cells"]))
     return text if file.suffix == ".md" else f"```python\n{text}```"
+
+
+def _show_cell(cell):
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "code":
+        return f"```python\n{source}\n```"
+    return re.sub("^#", "##", source, flags=re.MULTILINE)  # below the page's own title

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from etils import epath
 from fake_split import make_split
+from flax import linen as nn
 
 from spectral_jax.data.sources import DatasetInfo, Volume
 from spectral_jax.evaluation import evaluate as module
 from spectral_jax.evaluation.evaluate import evaluate
+from spectral_jax.inference.trained import TrainedModel
+from spectral_jax.training.config import parse_config
 
 INFO = DatasetInfo("folder", "any", ("background", "spot"), ("#000000", "#ffffff"), 1)
 SPACING = (3.0, 1.0, 2.0)
@@ -46,7 +49,8 @@ def test_distances_take_the_spacing_of_their_axis(tmp_path, monkeypatch, shape, 
     monkeypatch.setattr(module, "Predictor", lambda trained, **_: predictor)
     split = make_split(INFO, {name: volume(name) for name in expected})
     workdir = epath.Path(tmp_path)
-    result = evaluate(SimpleNamespace(data=INFO, step=1, labels=INFO.labels), split, workdir)
+    trained = TrainedModel(parse_config({}), INFO, nn.Module(), {}, step=1)
+    result = evaluate(trained, split, workdir)
     assert result["distance_unit"] == "mm"
     for row in result["cases"]:
         assert row["hd95"] == row["assd"] == expected[row["case"]]

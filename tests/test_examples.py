@@ -38,6 +38,24 @@ def test_example_learns(name, capsys):
         assert float(re.search(r"Dice of new \w+: ([\d.]+)", printed)[1]) > 0.85
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_and_learns(tmp_path):
+    nbclient = pytest.importorskip("nbclient", reason="notebooks run by the extra: [examples]")
+    import nbformat
+
+    notebook = nbformat.read(FOLDER / "loss_and_training.ipynb", as_version=4)
+    assert len(notebook.cells) == 10
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # small, and no old result
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
+    printed = "".join(out["text"] for out in outputs if out["output_type"] == "stream")
+    assert float(re.search(r"Dice of new pictures: ([\d.]+)", printed)[1]) > 0.85
+    pictures = [out for out in outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) == 3
+
+
 def test_all_six_are_there_and_short():
     assert len(EXAMPLES) == 6
     for name in EXAMPLES:

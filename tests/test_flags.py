@@ -25,8 +25,17 @@ def test_configurations_are_named_or_given_as_files(tmp_path, monkeypatch):
 
 def test_remarks_are_sentences():
     flags.show_remarks_plainly()
-    record = logging.makeLogRecord({"msg": "%s: a part", "args": ("glas",), "levelname": "WARNING"})
-    assert absl.logging.get_absl_handler().format(record) == "glas: a part"
+    handler = absl.logging.get_absl_handler().python_handler
+    facts = {"msg": "%s: a part", "args": ("glas",), "levelno": logging.WARNING}
+    record = logging.makeLogRecord(facts | {"name": "spectral_jax.data.datasets.builder"})
+    assert handler.format(record) == "glas: a part"
+    assert handler.filter(record)
+    long = logging.makeLogRecord({"msg": "word " * 60})
+    assert max(map(len, handler.format(long).splitlines())) <= 100
+    for name in ("absl", "jax._src.xla_bridge", "orbax.checkpoint"):  # no concern of users
+        other = logging.makeLogRecord(facts | {"name": name})
+        assert not handler.filter(other)
+        assert handler.filter(logging.makeLogRecord({"name": name, "levelno": logging.ERROR}))
 
 
 def test_scores_fit_a_terminal(capsys):
@@ -34,7 +43,9 @@ def test_scores_fit_a_terminal(capsys):
     print_scores(
         {
             "dataset": "hearts",
-            "split": "test",
+            "trained_on": "hearts of another hospital with a name that is as long as this one",
+            "cases": [{"case": "a"}, {"case": "b"}],
+            "split": "all",
             "checkpoint": {"step": 1},
             "distance_unit": "mm",
             "nsd_tolerance": 2.0,
@@ -43,6 +54,7 @@ def test_scores_fit_a_terminal(capsys):
         }
     )
     text = capsys.readouterr().out
+    assert "hearts, out of distribution: all 2 cases" in text
     assert max(map(len, text.splitlines())) <= 100
     assert all(f" {metric}" in text for metric in METRICS)
     assert text.count("123.4567 (1000)") == 2 * len(METRICS)

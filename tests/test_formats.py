@@ -6,9 +6,10 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from raw_data import DICOM_PATIENT
 
+from spectral_jax.data.pictures import read_binary_mask, read_mask
 from spectral_jax.data.volumes import DataError
 from spectral_jax.inference.dicom import group_series
 from spectral_jax.inference.formats import file_kind, read_scan
@@ -35,6 +36,20 @@ def test_class_numbers_survive_in_every_picture_format(ending, rng, tmp_path):
     with Image.open(written) as picture:
         assert picture.size == (31, 20)
         np.testing.assert_array_equal(np.asarray(picture), labels[0])
+        # and it can be seen
+        shown = np.asarray(picture.convert("RGB"))
+    for number, color in enumerate(COLORS):
+        assert (shown[labels[0] == number] == ImageColor.getrgb(color)).all()
+    np.testing.assert_array_equal(read_mask(written), labels[0])
+
+
+@pytest.mark.parametrize("color", COLORS[1:])
+def test_a_mask_of_two_classes_is_read_as_it_was_written(color, rng, tmp_path):
+    Image.new("L", (31, 20)).save(tmp_path / "a.png")
+    labels = rng.integers(0, 2, (1, 20, 31)).astype(np.uint8)
+    scan = read_scan([tmp_path / "a.png"])
+    (written,) = scan.write_labels(labels, tmp_path / "out", CLASSES[:2], ("#000000", color))
+    np.testing.assert_array_equal(read_binary_mask(written), labels[0])
 
 
 def test_resolution_is_kept(tmp_path):

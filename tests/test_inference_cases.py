@@ -21,6 +21,7 @@ from spectral_jax.inference.cases import (
     Prediction,
     Source,
     find_sources,
+    find_unusual,
     measure,
     predict_sources,
     prepare_image,
@@ -402,6 +403,26 @@ def test_sizes_have_units(shape, spacing_mm, expected):
     unit, sizes = measure(prediction, Labels(1))
     assert unit == expected[0]
     assert sizes == pytest.approx(expected[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "ones", "expected"),
+    [
+        ((4, 8, 8), [], ["nothing found"]),
+        ((4, 8, 8), [(1, 3, 3)], []),
+        ((4, 8, 8), [(1, 3, 7)], ["one touches the border"]),
+        ((4, 8, 8), [(3, 3, 3)], ["one touches the border"]),
+        ((1, 8, 8), [(0, 3, 3)], []),
+        ((1, 8, 8), [(0, 0, 3)], ["one touches the border"]),
+    ],
+)
+def test_what_a_person_should_look_at(shape, ones, expected):
+    labels = np.zeros(shape, np.uint8)
+    for place in ones:
+        labels[place] = 1
+    of = scan(labels[..., None], "nifti")
+    prediction = Prediction(Source((FILE,), "a"), of, labels[..., None], labels, None)
+    assert find_unusual(prediction, Labels(2), ("background", "one", "two")) == expected
 
 
 def test_the_data_sets_axes_are_used(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 from scipy import ndimage
 
 from spectral_jax.data.datasets import DATASETS, DataError, files, prepare
+from spectral_jax.data.datasets.dataset import COLORS
 from spectral_jax.data.datasets.summary import SUMMARY_FILE
 from spectral_jax.data.pictures import (
     DEEP_COLOUR,
@@ -569,6 +570,7 @@ def test_colours_of_classes_are_read_from_classes_txt(grey, tmp_path):
     folder, _ = prepare_set(root)
     split = Split(folder, "all")
     assert split.info.classes == ("background", "liver", "left spleen")
+    assert split.info.colors == ("#000000", "#008000", "#0000ff")  # as people know them
     for name in split.cases:
         np.testing.assert_array_equal(split.volume(name).label[0], numbers)
     mask = in_colours(numbers)
@@ -585,6 +587,7 @@ def test_two_classes_may_have_colours_and_greys_too(grey, tmp_path):
     root = write_set(tmp_path, [grey] * 4, masks, "outside #808080\nlesion #ffffff\n")
     folder, _ = prepare_set(root)
     np.testing.assert_array_equal(case(folder, "p0").label[0], masks[0] == 255)
+    assert Split(folder, "all").info.colors[1] == COLORS[0]  # a grey would not show on greys
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,10 @@ def test_scores_are_written_with_examples_and_counts(mni152, tmp_path):
     assert written["checkpoint"] == {"name": "last", "step": 7}
     assert written["distance_unit"] == "mm"
     assert written["summary"]["dice"]["mean"] == result["summary"]["dice"]["mean"]
-    assert [example["rank"] for example in written["examples"]] == ["best", "median", "worst"]
+    ranks = [example["rank"] for example in written["examples"]]
+    assert ranks[:3] == ["best", "median", "worst"]
+    assert set(ranks[3:]) == {None}
+    assert len({example["case"] for example in written["examples"]}) == 20  # a picture of each
     dice = [example["dice"] for example in written["examples"]]
     assert dice[0] >= dice[1] >= dice[2]
     with np.load(tmp_path / "evaluation" / "mni152-test-examples.npz") as pictures:

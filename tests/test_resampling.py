@@ -151,7 +151,10 @@ def test_files_keep_shape_and_affine(letters, rng, tmp_path):
     (written,) = result.scan.write_labels(result.labels, tmp_path / "out/a", "abc", "abc")
     mask = nibabel.load(written)
     assert mask.shape == file.shape
-    np.testing.assert_array_equal(mask.affine, nibabel.load(tmp_path / "a.nii.gz").affine)
+    np.testing.assert_array_equal(mask.affine, file.affine)
+    again = nibabel.as_closest_canonical(mask).get_fdata()
+    if letters == "RAS":
+        assert again.any()
     same = stored_as(nibabel.Nifti1Image(voxels, affine), "RAS")
     nibabel.save(same, tmp_path / "b.nii.gz")
     sources = find_sources([tmp_path / "b.nii.gz"], tmp_path / "out")
@@ -210,6 +213,14 @@ def test_cases_are_brought_to_the_median_spacing(uneven):
     assert shapes == {"a": (3, 10, 8), "b": (6, 10, 4), "c": (9, 20, 16)}
     for index in range(3):
         assert volumes[index]["image"].shape == (*volumes[index]["label"].shape, 1)
+
+
+@pytest.mark.parametrize(
+    "data", [{"spacing_mm": (1.0, 1.0, 1.0)}, {"spacing_mm": (1.0, 1.0), "resample": False}]
+)
+def test_a_spacing_is_that_of_patches(data):
+    with pytest.raises(ConfigError, match=r"data\.spacing_mm=.*: expected a number for each of"):
+        data_config(patch_size=(4, 4), **data)
 
 
 def test_a_spacing_needs_one_to_begin_with(uneven, monkeypatch):

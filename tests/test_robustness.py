@@ -1,9 +1,11 @@
 """Robustness: clean scores are those of the evaluation, corrupted ones fall, all is written."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from fake_split import make_split
 from test_predictor import trained
 
 from spectral_jax.data.corruptions import corrupt
@@ -38,6 +40,21 @@ def test_clean_scores_are_those_of_the_evaluation(measured, mni152, tmp_path):
         for metric in ("dice", "recall"):
             value = rows[row["case"], row["class"]][metric]
             assert row[metric] == (None if np.isnan(value) else value)
+
+
+def test_islands_are_taken_away_where_the_run_decided_so(mni152, tmp_path):
+    """As `evaluate` does: white matter that is not the largest component becomes background."""
+    own = Split(mni152, "test")
+    split = make_split(own.info, {name: own.volume(name) for name in own.cases[:1]})
+    clean = {}
+    for largest in ((), (2,)):
+        network = dataclasses.replace(trained(image_size=64), largest=largest)
+        scored = evaluate(network, split, tmp_path)["cases"]
+        options = {"corruptions": ("gamma",), "severities": (1,)}
+        found = measure_robustness(network, split, tmp_path, **options)["clean"]["cases"]
+        assert [row["dice"] for row in found] == [row["dice"] for row in scored]
+        clean[largest] = [row["dice"] for row in found]
+    assert clean[()] != clean[2,]
 
 
 def test_corrupted_scores_are_those_of_the_corrupted_image(measured, mni152):

@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+from spectral_jax.data.datasets.dataset import COLORS
 from spectral_jax.metrics import score_case, summarise
 from spectral_jax.reporting import overlays, write_report
-from spectral_jax.reporting.run_page import read_metrics
+from spectral_jax.reporting.run_page import PALETTE, read_metrics
 
 HOSTILE = '<script>alert("x")</script>'
 CLASSES = ["background", "left ventricle", HOSTILE]
@@ -41,7 +42,7 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += " " + data
 
     def attributes(self, *names):
@@ -71,6 +72,7 @@ def write_evaluation(folder, rng):
         arrays |= {f"{case}_image": image, f"{case}_label": truth, f"{case}_prediction": prediction}
     summary, by_class = summarise(cases)
     evaluation = {
+        "trained_on": "hearts",
         "dataset": "hearts",
         "split": "test",
         "classes": CLASSES,
@@ -83,6 +85,7 @@ def write_evaluation(folder, rng):
         "examples": [
             {"rank": "worst", "case": cases[0]["case"], "slice": 5, "dice": 0.8, "key": "0"},
             {"rank": "best", "case": cases[-1]["case"], "slice": None, "dice": 1.0, "key": "2"},
+            {"rank": None, "case": cases[2]["case"], "slice": 1, "dice": 0.9, "key": "1"},
         ],
         "wall_seconds": 3.2,
     }
@@ -121,11 +124,13 @@ def test_page_holds_everything_and_asks_for_nothing(run):
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
     for target in page.attributes("href", "xlink:href"):
-        assert target.startswith("data:image/") or target.removeprefix("#") in ids
+        beside = target.startswith("evaluation/") and (run / target).is_file()
+        assert beside or target.startswith("data:image/") or target.removeprefix("#") in ids
     assert "@import" not in path.read_text()
     assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
     pictures = [attrs for tag, attrs in page.tags if tag == "svg"]
     assert len(pictures) == 7
+    assert len(page.attributes("src")) == 11  # two large ones, and a small one without the image
     assert all(picture["aria-label"] for picture in pictures)
     assert path.stat().st_size < 1e6
 
@@ -152,9 +157,9 @@ def test_terms_and_settings_are_found_whatever_their_names(run):
 
 def test_names_are_escaped(run):
     page = Page(write_report(run))
-    assert not [tag for tag, _ in page.tags if tag == "script"]
-    # In two tables, two legends, a chart, the settings and two titles of examples.
-    assert page.text.count(HOSTILE) == 8
+    assert len([tag for tag, _ in page.tags if tag == "script"]) == 1  # ours
+    # a class: three tables, three legends, a chart; three cases and their examples; a setting
+    assert page.text.count(HOSTILE) == 3 + 3 + 1 + 3 + 3 + 1
     assert any(HOSTILE in alt for alt in page.attributes("alt"))
 
 
@@ -234,6 +239,29 @@ def test_pictures_have_the_size_of_the_page(shape):
     picture = overlays.draw_image(np.zeros(shape, np.uint8))
     assert overlays.PAGE_PIXELS / 1.5 < max(picture.shape) < overlays.PAGE_PIXELS * 1.5
     assert picture.shape[0] / picture.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((30, 20), (683, 1024)), ((900, 1500), (1500, 900)), ((9000, 900, 3), (410, 4096))],
+)
+def test_a_picture_of_its_own_fills_a_screen(shape, size):
+    assert overlays.screen_size(shape) == size
+    label = np.zeros(shape[:2], np.uint8)
+    label[: shape[0] // 2] = 1
+    picture = overlays.draw_labels(np.zeros(shape, np.uint8), label, ("#000000", "#ff0000"), size)
+    assert picture.shape == (*size[::-1], 3)
+    assert (picture[size[1] // 4, size[0] // 2] == (89, 0, 0)).all()  # 0.35 of the colour
+    assert not picture[3 * size[1] // 4 :].any()
+
+
+def test_errors_have_colours_that_no_class_has():
+    def rgb(color):
+        return np.array(overlays.ImageColor.getrgb(color))
+
+    for error in overlays.ERROR_COLORS.values():
+        for of_class in (*COLORS, *PALETTE):
+            assert np.abs(rgb(error) - rgb(of_class)).max() >= 80, (error, of_class)
 
 
 def test_noise_fits_into_a_picture():

@@ -249,7 +249,7 @@ class Dice:
     def __init__(self, *_):
         self.available = True
 
-    def dice(self, state):
+    def scores(self, state):
         step = int(state.step)
         return {"dice": 0.9 if step == 2 else 0.5 - step / 100}
 
@@ -272,7 +272,7 @@ def test_validation_counts_each_case_once(config):
     folder = run.prepare_data(config.data)
     built = build(config, Labels(2), 1, sharding.make_mesh(config.mesh))
     state = built.first_state(jax.random.key(3))
-    found = Validator(config, built, folder, Split(folder, "train").info).dice(state)
+    found = Validator(config, built, folder, Split(folder, "train").info).scores(state)
 
     examples = TrainingSlices(Split(folder, "validation"), 32)
     images = np.stack([examples[index]["image"] for index in range(3)]).astype(np.float32) / 255
@@ -497,11 +497,9 @@ def test_every_number_has_its_range():
         ("train", {"validate_every": -1.0}),
         ("data", {"image_size": 10**9}),
         ("data", {"patch_size": (8,)}),
-        ("data", {"patch_size": (8, 8), "foreground": 1.5}),
-        ("data", {"patch_size": (8, 8), "spacing_mm": (1.0, 1.0, 1.0)}),
+        ("data", {"foreground": 1.5}),
         ("data", {"spacing_mm": (1.0, 1.0)}),
-        ("data", {"patch_size": (8, 8), "spacing_mm": (1.0, 1.0), "resample": False}),
-        ("data", {"patch_size": (8, 8), "spacing_mm": (1.0, 0.0)}),
+        ("data", {"spacing_mm": (1.0, 0.0)}),
         ("data", {"patch_size": (8, 8, 0)}),
         ("data", {"patch_size": (8, 8, 0.5)}),
         ("data", {"patch_size": ("a", 8, 8)}),

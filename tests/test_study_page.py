@@ -351,7 +351,7 @@ def test_tables_are_well_formed(finished):
         lines = block.splitlines()
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert re.search(
-        r"\| midband - none \|.*\| \+[56]\.\d\d \\\[.*\| 9[78]\.\d % \|.*\| gain \|", text
+        r"\| midband - none \| gain \| \+[56]\.\d\d \\\[.*\| 9[78]\.\d % \|.*4 seeds", text
     )
 
 

@@ -20,6 +20,7 @@ from spectral_jax.data.sources import Split, TrainingSlices
 from spectral_jax.data.volumes import DataError
 from spectral_jax.inference.predictor import Predictor
 from spectral_jax.inference.trained import restore
+from spectral_jax.losses import harmonized_loss
 from spectral_jax.training import distributed, sharding
 from spectral_jax.training.build import build
 from spectral_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -28,7 +29,7 @@ from spectral_jax.training.distributed import Preempted
 from spectral_jax.training.loop import NonFiniteError, train
 from spectral_jax.training.objective import make_objective
 from spectral_jax.training.optim import ema_decay_schedule
-from spectral_jax.training.step import make_count_step, make_train_step
+from spectral_jax.training.step import make_train_step, make_validation_step
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_run_writes_what_it_should_and_a_finished_one_is_left_alone(config, tm
             "gradient_norm", "data_wait_seconds", "step_seconds", "images_per_second",
             "epoch"} <= training[0].keys()  # fmt: skip
     validation = [line for line in written if line["kind"] == "validation"]
-    assert {"dice", "dice/grey matter", "dice/white matter"} <= validation[0].keys()
+    assert {"dice", "loss", "dice/grey matter", "dice/white matter"} <= validation[0].keys()
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.last_step == 17
         best = max(validation, key=lambda line: line["dice"])
@@ -101,7 +102,7 @@ def test_a_run_writes_what_it_should_and_a_finished_one_is_left_alone(config, tm
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
-def test_validation_dice_is_that_of_the_count_step(config, mni152, tmp_path):
+def test_validation_dice_and_loss_are_those_of_the_validation_step(config, mni152, tmp_path):
     train(config, tmp_path / "run")
     trained = restore(tmp_path / "run", "last")
     logged = [x for x in lines(tmp_path / "run") if x["kind"] == "validation"][-1]
@@ -118,8 +119,15 @@ def test_validation_dice_is_that_of_the_count_step(config, mni152, tmp_path):
     batch = {"image": images, "label": labels}
     one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
     layout = build(config, Labels(2), 1, one_device).layout
-    count_step = make_count_step(trained.model, layout, Labels(2), "softmax")
-    overlap, true, marked = count_step(trained.variables, batch)
+    objective = make_objective(config, Labels(2))
+    step = make_validation_step(trained.model, layout, Labels(2), "softmax", objective, 0.1)
+    (overlap, true, marked), loss = step(trained.variables, batch)
+    logits = trained.model.apply(trained.variables, images.astype(np.float32) / 255, train=False)
+    expected = harmonized_loss(
+        logits, labels, spatial="dice_ce", spectral="midband", weight=config.objective.weight
+    )
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert logged["loss"] == pytest.approx(float(expected), rel=1e-5)  # all are one batch
     for number in (1, 2):
         t, p = labels == number, predicted == number
         for counted, mask in ((true, t), (marked, p), (overlap, t & p)):

@@ -2,15 +2,19 @@
 
     spectral-jax evaluate --workdir=runs/quickstart
     spectral-jax evaluate --workdir=runs/kvasir_unet --on=kvasir_seg,cvc_clinicdb
+    spectral-jax evaluate --workdir=runs/mine --on=folder=other_hospital
     spectral-jax evaluate --workdir=runs/a,runs/b,runs/c --output=runs/abc
 
-Writes `evaluation/<data set>-<split>.json` in the run's folder, or for several runs, whose
+Of the data that it was trained on the test split is scored, of other data every case. Writes
+`evaluation/<data set>-<split>.json` in the run's folder, or for several runs, whose
 probabilities are averaged, in the folder --output; and prints a table.
 """
 
+import os
 import pathlib
+import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
 from etils import epath
@@ -20,14 +24,15 @@ from spectral_jax.commands import flags
 from spectral_jax.data.datasets import DATASETS
 from spectral_jax.data.sources import Split
 from spectral_jax.evaluation.evaluate import FOLDER, evaluate
+from spectral_jax.files import read_json, write_json
 from spectral_jax.inference.trained import restore_all
 from spectral_jax.metrics import METRICS
 from spectral_jax.reporting.run_page import write_report
 from spectral_jax.training import distributed, run
 from spectral_jax.training.config import ConfigError, DataConfig
 
-TERMINAL_COLUMNS = 100
 CELL_COLUMNS = 15
+ELSEWHERE_FILE = "elsewhere.json"  # folders of other data, by what they are called in results
 
 
 def evaluate_split(
@@ -60,15 +65,20 @@ def print_scores(result: dict[str, Any]) -> None:
     width = max(len(name) for name in [*by_class, "mean"])
     unit = result["distance_unit"]
     tolerance = f"{result['nsd_tolerance']:g} {unit}"
+    cases = len({row["case"] for row in result["cases"]})
+    split = result["split"]
+    which = f"all {cases} cases" if split == "all" else f"{split} split of {cases} cases"
+    kind = "" if result["dataset"] == result["trained_on"] else ", out of distribution"
     step = result["checkpoint"]["step"]
     steps = f"step {step}" if isinstance(step, int) else f"steps {', '.join(map(str, step))}"
-    print(
-        f"\n{result['dataset']}, {result['split']} split, checkpoint of {steps}; distances in "
-        f"{unit}, NSD within {tolerance}"
+    title = (
+        f"{result['dataset']}{kind}: {which}, checkpoint of {steps}; distances in {unit}, NSD "
+        f"within {tolerance}"
     )
+    print(f"\n{textwrap.fill(title, flags.COLUMNS)}")
     if result.get("largest_component"):
         print(f"only the largest component is kept of {', '.join(result['largest_component'])}")
-    at_once = max(1, (TERMINAL_COLUMNS - width) // (CELL_COLUMNS + 1))
+    at_once = max(1, (flags.COLUMNS - width) // (CELL_COLUMNS + 1))
     for first in range(0, len(METRICS), at_once):
         shown = METRICS[first : first + at_once]
         print(" ".join([" " * width, *(metric.rjust(CELL_COLUMNS) for metric in shown)]))
@@ -80,29 +90,104 @@ def print_scores(result: dict[str, Any]) -> None:
     print("In brackets: the number of cases where the metric is defined.\n")
 
 
+class Chosen(NamedTuple):
+    """What a run is to be scored on.
+
+    Attributes:
+      records: folder of a prepared data set.
+      dataset: what it is called in results.
+      split: of it.
+    """
+
+    records: pathlib.Path
+    dataset: str
+    split: str
+
+
 def chosen_data(
-    config: DataConfig, items: Sequence[str], split: str | None
-) -> Iterator[tuple[pathlib.Path, str, str]]:
-    """The records of each data set to score a run on, what it is called in results, and its split.
+    workdir: epath.Path,
+    texts: Sequence[str],
+    own_split: str,
+    other_split: str = "all",
+    results: epath.Path | None = None,
+) -> Iterator[Chosen]:
+    """Each data set that a run is to be scored on.
 
     Args:
-      config: of the run.
-      items: of --on; empty for the run's own data set.
-      split: of --split.
+      workdir: of the run.
+      texts: of --on; empty for the run's own data set.
+      own_split: of the run's own data.
+      other_split: of any other.
+      results: folder of the scores, if not the run's.
     """
-    for item in items or [config.name]:
-        name, _, root = item.partition("=")
-        dataset = name_of_results(config.name, name, root)
-        own = config.scored_split if dataset == config.name else "test"
-        yield run.partner_data(config, name, root), dataset, split or own
+    config = run.read_config(workdir).data
+    for name, root in parse_on(texts or [config.name]):
+        records = run.partner_data(config, name, root)
+        if is_own(workdir, config, name, root, records):
+            yield Chosen(records, name, own_split)
+        else:
+            known_as = name_of_results(results or workdir, config.name, name, root)
+            yield Chosen(records, known_as, other_split)
 
 
-def name_of_results(own: str, name: str, root: str) -> str:
-    """What a data set is called in results: another one of the run's own kind, by what differs."""
-    if name != own:
-        return name
-    differs = [str(value) for value in DATASETS[own].partner(name).options.values()]
-    return "-".join([name, *differs, *([pathlib.Path(root).name] if root else [])])
+def parse_on(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Data sets and their folders, from `NAME` and `NAME=FOLDER` with commas between.
+
+    A folder's name may hold commas too, where there is such a folder.
+    """
+    for text in texts:
+        parts = text.split(",")
+        while parts:
+            name, _, root = parts[0].partition("=")
+            count = 1
+            if root:  # the longest that is there, or what stands before the comma
+                lengths = range(len(parts), 0, -1)
+                roots = {n: ",".join([root, *parts[1:n]]).strip() for n in lengths}
+                count = next((n for n in lengths if os.path.lexists(_absolute(roots[n]))), 1)
+                root = roots[count]
+            yield name.strip(), root
+            parts = parts[count:]
+
+
+def _absolute(root: str) -> pathlib.Path:
+    return pathlib.Path(root).expanduser().resolve()
+
+
+def is_own(
+    workdir: epath.Path, config: DataConfig, name: str, root: str, records: pathlib.Path
+) -> bool:
+    """Whether data are what a run was trained on, wherever they lie."""
+    if name != config.name:
+        return False
+    if not root and not DATASETS[name].partner(name).options:
+        return True
+    before = run.read_dataset_info(workdir).checksums
+    return bool(before) and before == Split(records, "all").info.checksums
+
+
+def name_of_results(workdir: epath.Path, own: str, name: str, root: str) -> str:
+    """What another data set is called in results: by what differs, and by its folder.
+
+    As many of the folder's parents are named as set it apart from those that were scored before,
+    which the run's folder remembers.
+    """
+    options = DATASETS[own].partner(name).options.values() if name == own else ()
+    stem = "-".join([name, *map(str, options)])
+    if not root:
+        return stem
+    folder = _absolute(root)
+    file = workdir / ELSEWHERE_FILE
+    known = read_json(file, "delete it") if file.exists() else {}
+    # "folder" says nothing, and the own name belongs to the own data
+    fewest = int(DATASETS[name].classes is None or stem == own)
+    parts, found = folder.parts[1:], stem
+    for count in range(fewest, len(parts) + 1):
+        found = "-".join([stem, *parts[len(parts) - count :]])
+        if known.get(found, str(folder)) == str(folder):
+            break
+    if distributed.is_first() and found not in known:
+        write_json(file, known | {found: str(folder)})
+    return found
 
 
 def main() -> None:
@@ -115,16 +200,16 @@ def main() -> None:
             "its own folder"
         )
     workdir = flags.path(OUTPUT) if members else workdirs[0]
-    config = run.read_config(workdirs[0]).data
     # what one fold held out, the others were trained on
-    wanted = SPLIT.value or ("test" if members else None)
-    for data, dataset, split in chosen_data(config, ON.value, wanted):
+    own_split = "test" if members else run.read_config(workdir).data.scored_split
+    splits = (SPLIT.value or own_split, SPLIT.value or "all")
+    for chosen in chosen_data(workdirs[0], ON.value, *splits, results=workdir):
         result = evaluate_split(
             workdir,
-            data,
-            split,
+            chosen.records,
+            chosen.split,
             CHECKPOINT.value,
-            dataset,
+            chosen.dataset,
             members=members,
             threshold=THRESHOLD.value,
             nsd_tolerance=NSD_TOLERANCE.value,

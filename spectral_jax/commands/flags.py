@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import jax
 from absl import app, flags, logging
@@ -24,10 +24,15 @@ from spectral_jax.training.config import ConfigError
 from spectral_jax.training.distributed import Preempted
 from spectral_jax.training.loop import NonFiniteError
 
+flags.disclaim_key_flags()  # what is defined here belongs to the command that asks for it
+
 # errors the user can fix; anything else is ours and shows its traceback
 USER_ERRORS = (ConfigError, ValueError, OSError, NonFiniteError)
+AnyPath = TypeVar("AnyPath", pathlib.Path, epath.Path)
 EXIT_USER_ERROR = 2
+COLUMNS = 100  # of what is printed
 CONFIGS = pathlib.Path(spectral_jax.__file__).parent / "configs"
+EXAMPLE = pathlib.Path(spectral_jax.__file__).parent / "example"  # a network, and `pictures` for it
 HELP = ("--help", "-help", "--helpshort", "-h")
 EXIT_LOST_PROCESS = 3
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as programs that do not catch them
@@ -61,11 +66,11 @@ def define_workdirs() -> flags.FlagHolder[list[str]]:
 
 def define_on() -> flags.FlagHolder[list[str]]:
     """The flag --on."""
-    return flags.DEFINE_list(
+    return flags.DEFINE_multi_string(
         "on",
         [],
-        "Data sets to score it on, by name: those prepared before, or NAME=FOLDER of raw files. "
-        "Without, the one it was trained on.",
+        "Data sets to score it on, by name, with commas between: those prepared before, or "
+        "NAME=FOLDER of raw files. Without, the one it was trained on.",
     )
 
 
@@ -75,7 +80,8 @@ def define_split() -> flags.FlagHolder[str | None]:
         "split",
         None,
         ["train", "validation", "test", "fold", "all"],
-        "What to score; without, test, or of a run's fold what it held out.",
+        "What to score. Without, of the data it was trained on the test split, or what the run's "
+        "fold held out; of other data all.",
     )
 
 
@@ -153,6 +159,12 @@ def _folder(flag: str, text: str) -> epath.Path:
             f"--{flag}={text}: {error}; pip install {extra} reads and writes there"
         ) from error
     return folder
+
+
+def or_example(path: AnyPath, part: str = "") -> AnyPath:
+    """The path; of the name "example", where there is no such file, what the package brings."""
+    is_meant = str(path) == EXAMPLE.name and not path.exists()
+    return type(path)(EXAMPLE / part) if is_meant else path
 
 
 def config_file(name: str) -> str:
@@ -294,12 +306,32 @@ def _describe(option: flags.Flag) -> str:
     if default not in (None, "''", "'false'"):
         facts.append(f"default {default}")
     text = " ".join([option.help, *([f"({'; '.join(facts)})"] if facts else [])])
-    return textwrap.fill(text, 98, initial_indent=f"  {name}  ", subsequent_indent=" " * 6) + "\n"
+    return (
+        textwrap.fill(text, COLUMNS - 2, initial_indent=f"  {name}  ", subsequent_indent=" " * 6)
+        + "\n"
+    )
+
+
+class _Sentences(standard_logging.Formatter):
+    """Messages alone, without level, date, thread and line, as wide as what is printed."""
+
+    def format(self, record: standard_logging.LogRecord) -> str:
+        return textwrap.fill(
+            super().format(record), COLUMNS, subsequent_indent="  ", break_long_words=False
+        )
+
+
+def _is_for_people(record: standard_logging.LogRecord) -> bool:
+    """Whether a record is ours, or an error; other packages warn of what is no concern of users."""
+    ours = record.name.split(".")[0] == spectral_jax.__name__
+    return ours or record.levelno >= standard_logging.ERROR or logging.level_debug()
 
 
 def show_remarks_plainly() -> None:
-    """Shows what is logged as sentences, without level, date, thread and line."""
-    logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(message)s"))
+    """Shows what we log as sentences, and of other packages errors only; all with --verbosity=1."""
+    handler = logging.get_absl_handler().python_handler
+    handler.setFormatter(_Sentences("%(message)s"))
+    handler.addFilter(_is_for_people)
 
 
 def keep_compiled_programs() -> None:

@@ -143,8 +143,9 @@ def main() -> None:
     config = run.read_config(workdir).data
     trained = restore(workdir, CHECKPOINT.value)
     own = run.prepare_data(config)
-    for data, dataset, split_name in chosen_data(config, ON.value, SPLIT.value):
-        split = Split(data, split_name)
+    own_split = SPLIT.value or config.scored_split
+    for records, dataset, part in chosen_data(workdir, ON.value, own_split, SPLIT.value or "all"):
+        split = Split(records, part)
         if dataset == trained.data.name:
             run.check_data(workdir, split.info)
         for name in names:

@@ -1,13 +1,18 @@
 r"""Segments your own files with a trained network.
 
+    spectral-jax predict --workdir=example --input=example --output=masks --overlays
     spectral-jax predict --workdir=runs/kvasir_unet --input=pictures --output=masks
     spectral-jax predict --workdir=runs/hippocampus_3d --input=a.nii.gz,b.nii.gz \
         --output=masks --overlays
 
+"example" is a small network that comes with the package, for grey and white matter in slices of
+T1-weighted MRI of the head, and slices to try it on.
+
 Reads PNG, JPEG, TIFF, BMP and GIF pictures, NIfTI, HDF5 and npz (`image`, 0 ... 1), and DICOM
 series; folders with all that is below them. Writes class numbers in the same format, size and
-geometry: PNG for a JPEG, a NIfTI file and a DICOM segmentation for a series. `summary.csv` has a
-row for each case with the volume in ml, or the area in mm2 or pixels, of each class.
+geometry: PNG for a JPEG, a NIfTI file and a DICOM segmentation for a series. A line for each case,
+and a row of `summary.csv`, tell the volume in ml, or the area in mm2 or pixels, of each class, and
+what is unusual: nothing found, or a class that touches the border.
 
 A file that is damaged, or cannot be what the network was trained on, is reported and skipped. Exit
 status: 0 if every case was done, 4 if some failed, 2 if nothing could start.
@@ -20,6 +25,7 @@ import logging
 import os
 import pathlib
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Sequence
@@ -101,10 +107,14 @@ def save(prediction: Prediction, output: pathlib.Path, trained: TrainedModel) ->
 
 
 def draw_overlay(prediction: Prediction, trained: TrainedModel) -> np.ndarray:
-    """The slice with the most foreground, with its classes outlined."""
-    index = fullest_slice(prediction.labels)
+    """The slice with the most foreground, with its classes outlined; the middle one without any."""
+    found = prediction.labels
+    index = fullest_slice(found) if found.any() else len(found) // 2
+    image = in_8_bits(prediction.image[index])
     labels = trained.labels.topmost(prediction.labels[index])
-    return overlays.draw_labels(in_8_bits(prediction.image[index]), labels, trained.data.colors)
+    return overlays.draw_labels(
+        image, labels, trained.data.colors, overlays.screen_size(image.shape)
+    )
 
 
 def describe(result: Prediction | Failure, output: pathlib.Path, trained: TrainedModel) -> dict:
@@ -116,8 +126,12 @@ def describe(result: Prediction | Failure, output: pathlib.Path, trained: Traine
         files = save(result, output, trained)
         row["output"] = ";".join(map(str, files if trained.labels.overlapping else files[:1]))
         row["unit"], sizes = cases.measure(result, trained.labels)
-        names = trained.data.classes[1:]
-        return row | {name: f"{size:g}" for name, size in zip(names, sizes, strict=True)}
+        by_class = dict(zip(trained.data.classes[1:], sizes, strict=True))
+        unusual = cases.find_unusual(result, trained.labels, trained.data.classes)
+        row["unusual"] = "; ".join(unusual)
+        parts = [f"{name} {_rounded(size)} {row['unit']}" for name, size in by_class.items()]
+        print_case(result.source.name, [", ".join(parts), *unusual])
+        return row | {name: f"{size:g}" for name, size in by_class.items()}
     except DataError as error:
         row["error"] = str(error)
     except Exception as error:  # such as a name too long for its folder, or a full disk
@@ -126,10 +140,21 @@ def describe(result: Prediction | Failure, output: pathlib.Path, trained: Traine
     return row
 
 
+def print_case(name: str, parts: Sequence[str]) -> None:
+    """Prints a case's line without tearing the progress bar."""
+    text = f"{name}: {'; '.join(parts)}"
+    whole_words = {"break_long_words": False, "break_on_hyphens": False}
+    tqdm.write(textwrap.fill(text, flags.COLUMNS, subsequent_indent="    ", **whole_words))
+
+
+def _rounded(size: float) -> str:
+    return f"{size:,.0f}" if size >= 100 or size == int(size) else f"{size:.3g}"
+
+
 def write_summary(file: pathlib.Path, rows: Sequence[dict[str, str]], data: DatasetInfo) -> None:
     """Writes a row for each case: its files, and the size of each class or why there is none."""
     text = io.StringIO(newline="")
-    columns = ["input", "output", "unit", *data.classes[1:], "error"]
+    columns = ["input", "output", "unit", *data.classes[1:], "unusual", "error"]
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
     writer.writerows(rows)
@@ -153,19 +178,23 @@ class Progress:
     def show(self, case: str, done: int, of: int) -> None:
         """So many of a case's inputs are done."""
         text = f"{case}: {done} of {of} {self._inputs}"
-        self._bar.set_postfix_str(text, refresh=False)
+        so_far = f"{self._finished} of {self._cases} cases"
+        self._bar.set_postfix_str(f"{so_far}, {text}", refresh=False)
         self._move_to(self._finished + done / of)
         now = time.monotonic()
         if self._bar.disable and now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
             seconds = now - self._start
-            cases = f"{self._finished} of {self._cases} cases done"
-            print(f"{cases} after {seconds:.0f} s; {text}", file=sys.stderr, flush=True)
+            print(f"{so_far} done after {seconds:.0f} s; {text}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """A case is written, or cannot be."""
         self._finished += 1
+        so_far = f"{self._finished} of {self._cases} cases"
+        self._bar.set_postfix_str(so_far, refresh=False)
         self._move_to(self._finished)
+        if self._finished == self._cases:
+            self._bar.close()
 
     def _move_to(self, cases: float) -> None:
         self._bar.update(max(0, cases - self._bar.n))
@@ -175,9 +204,10 @@ def main() -> None:
     # what it says of files that break small rules, or that one decoder of several does not read
     warnings.filterwarnings("ignore", module="pydicom")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    paths = split_paths(INPUT.value)
+    paths = [flags.or_example(path, "pictures") for path in split_paths(INPUT.value)]
     output = pathlib.Path(OUTPUT.value).expanduser()
-    trained = restore_all(flags.paths(WORKDIR), CHECKPOINT.value)
+    workdirs = [*map(flags.or_example, flags.paths(WORKDIR))]
+    trained = restore_all(workdirs, CHECKPOINT.value)
     data = trained.data
     sources = cases.find_sources(paths, output, len(data.channel_names))
     predictor = Predictor(

@@ -106,7 +106,8 @@ def print_summary(folder: pathlib.Path) -> None:
         size = " x ".join("-".join(map(str, sorted(set(ends)))) for ends in split["size"].values())
         print(f"  {name}: {split['cases']} cases, {split['records']} records, {size}; {shares}")
     for remark in summary["remarks"]:
-        print(f"  note: {remark}")
+        note = f"note: {remark}"
+        print(textwrap.fill(note, 100, initial_indent="  ", subsequent_indent="    "))
     for file in (SUMMARY_FILE, CHECKSUMS_FILE, SHEET_FILE):
         print(f"  {folder / file}")
 

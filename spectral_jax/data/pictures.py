@@ -52,6 +52,13 @@ def in_8_bits(image: UInt[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
 
 
+def to_show(
+    image: UInt[np.ndarray, "height width channels"],
+) -> UInt8[np.ndarray, "height width *colours"]:
+    """An image to look at: of channels that are no colours the first."""
+    return in_8_bits(image if image.shape[-1] == 3 else image[..., 0])
+
+
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """A picture as viewers show it.

@@ -17,8 +17,10 @@ from spectral_jax.data import headers
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.resampling import resample_image, resample_label, shape_at
 from spectral_jax.data.volumes import DataError, Spacing
+from spectral_jax.files import read_json
 
 MOST_PLACES = 10_000  # of each class that patches are cut around, as nnU-Net keeps
+SUMMARY_FILE = "summary.json"  # beside the records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ class DatasetInfo:
         pictures and of a single one.
       patch_spacing_mm: of a voxel, (depth, height, width) or (height, width), to which cases are
         brought before a network sees patches of them; () where they stay as they are.
+      sizes: how many "cases" and "records" there are, by split.
     """
 
     name: str
@@ -81,6 +84,7 @@ class DatasetInfo:
     ignore: bool = False
     channel_names: tuple[str, ...] = ()
     patch_spacing_mm: tuple[float, ...] = ()
+    sizes: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
@@ -182,6 +186,7 @@ class Split:
             overlapping=metadata.get("overlapping", False),
             ignore=metadata.get("ignore", False),
             channel_names=tuple(metadata.get("channel_names", ())),
+            sizes=_read_sizes(folder),
         )
         # pictures stay PNG bytes here: tensorflow-datasets decodes 16 bit with OpenCV only
         skip = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
@@ -250,6 +255,14 @@ class Split:
             label=np.stack(labels),
             spacing_mm=self.spacing_mm(case),
         )
+
+
+def _read_sizes(folder: pathlib.Path) -> dict[str, dict[str, int]]:
+    file = folder / SUMMARY_FILE
+    if not file.exists():
+        return {}
+    splits = read_json(file, "delete this folder, and the data set is prepared again")["splits"]
+    return {name: {what: of[what] for what in ("cases", "records")} for name, of in splits.items()}
 
 
 def _decode(picture: bytes) -> np.ndarray:

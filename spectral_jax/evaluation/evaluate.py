@@ -1,16 +1,18 @@
 """Scores of a trained network on every case of a split, written to the run's folder."""
 
+import base64
+import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from spectral_jax.data.labels import Labels, fullest_slice
-from spectral_jax.data.pictures import in_8_bits
-from spectral_jax.data.sources import Split, Volume
+from spectral_jax.data.pictures import in_8_bits, to_show
+from spectral_jax.data.sources import Split, Volume, resize_image, resize_label
 from spectral_jax.evaluation.cases import MatchedCases, by_case, result_header, write_result
 from spectral_jax.inference.predictor import Predictor
 from spectral_jax.inference.trained import TrainedModel
@@ -18,6 +20,8 @@ from spectral_jax.metrics import NSD_TOLERANCE, score_mask, summarise
 from spectral_jax.training import distributed
 
 FOLDER = "evaluation"
+SMALL_PIXELS = 256  # of the longer side of the pictures that every case has
+MOST_PICTURES = 100  # of them, of the worst cases
 
 
 def evaluate(
@@ -33,8 +37,9 @@ def evaluate(
     """Scores each case at its original size, volumes as volumes, and writes the result.
 
     `evaluation/<dataset>-<split>.json` holds a row for each case and foreground class, with the
-    group (patient or video) of the case, their means, and three example cases, whose pictures are
-    in the `-examples.npz` beside it.
+    group (patient or video) of the case, their means, and examples, whose pictures are in the
+    `-examples.npz` beside it: the best, the median and the worst case, and, smaller, the hundred
+    worst ones.
 
     Args:
       trained: the network.
@@ -68,13 +73,21 @@ def evaluate(
             | _score(volume, prediction, cases.labels, label, nsd_tolerance)
             for label in cases.scored
         ]
-        return {"rows": rows, "in_millimetres": volume.spacing_mm is not None}
+        return {
+            "rows": rows,
+            "in_millimetres": volume.spacing_mm is not None,
+            "picture": _small_picture(volume, prediction, cases.labels),
+        }
 
     found = by_case(split.cases, score, f"{split.name} split")
     rows = [row for of_case in found for row in of_case["rows"]]
     in_millimetres = all(of_case["in_millimetres"] for of_case in found)
     summary, by_class = summarise(rows)
-    examples, pictures = _examples(predictor, cases, rows) if distributed.is_first() else ([], {})
+    examples, pictures = [], {}
+    if distributed.is_first():
+        examples, pictures = _examples(predictor, cases, rows)
+        by_name = dict(zip(split.cases, (of_case["picture"] for of_case in found), strict=True))
+        _add_worst(examples, pictures, by_name, rows)
     result = {
         **result_header(trained, split, checkpoint, dataset),
         "colors": trained.data.colors,
@@ -111,11 +124,8 @@ def _examples(
     predictor: Predictor, cases: MatchedCases, rows: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """The best, the median and the worst case by mean Dice, at their fullest slice."""
-    dice: dict[str, list[float]] = {}
-    for row in rows:
-        dice.setdefault(row["case"], []).append(row["dice"])
-    means = {case: np.nanmean(of) for case, of in dice.items() if not np.isnan(of).all()}
-    ranked = sorted(means, key=means.__getitem__, reverse=True)
+    means = _mean_dice(rows)
+    ranked = [*means][::-1]
     examples, pictures = [], {}
     for rank, position in (("best", 0), ("median", len(ranked) // 2), ("worst", -1)):
         if not ranked:
@@ -125,7 +135,7 @@ def _examples(
         labels = predictor.labels(volume.image, volume.spacing_mm)
         prediction = cases.restrict(labels, volume.valid)
         index = fullest_slice(volume.label, prediction)
-        pictures[f"{rank}_image"] = in_8_bits(volume.image[index]).squeeze()
+        pictures[f"{rank}_image"] = to_show(volume.image[index])
         pictures[f"{rank}_label"] = cases.labels.topmost(volume.label[index])
         pictures[f"{rank}_prediction"] = cases.labels.topmost(prediction[index])
         examples.append(
@@ -133,8 +143,54 @@ def _examples(
                 "rank": rank,
                 "case": case,
                 "slice": index if len(volume.label) > 1 else None,
-                "dice": float(means[case]),
+                "dice": means[case],
                 "key": rank,
             }
         )
     return examples, pictures
+
+
+def _mean_dice(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The mean Dice of each case that has one, the worst first."""
+    dice: dict[str, list[float]] = {}
+    for row in rows:
+        dice.setdefault(row["case"], []).append(row["dice"])
+    means = {case: float(np.nanmean(of)) for case, of in dice.items() if not np.isnan(of).all()}
+    return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
+def _small_picture(volume: Volume, prediction: np.ndarray, labels: Labels) -> dict[str, Any]:
+    """The fullest slice of a case, no larger than a page needs, as JSON takes it."""
+    index = fullest_slice(volume.label, prediction)
+    image = in_8_bits(volume.image[index])
+    scale = min(1, SMALL_PIXELS / max(image.shape[:2]))
+    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+    size = height, width
+    arrays = {
+        "image": to_show(resize_image(image, size)),
+        "label": resize_label(labels.topmost(volume.label[index]), size),
+        "prediction": resize_label(labels.topmost(prediction[index]), size),
+    }
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    return {
+        "slice": index if len(volume.label) > 1 else None,
+        "arrays": base64.b64encode(file.getvalue()).decode(),
+    }
+
+
+def _add_worst(
+    examples: list[dict[str, Any]],
+    pictures: dict[str, np.ndarray],
+    by_name: Mapping[str, dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    """Adds the small pictures of the worst cases that are no examples yet."""
+    shown = {example["case"] for example in examples}
+    others = [item for item in _mean_dice(rows).items() if item[0] not in shown]
+    for number, (case, dice) in enumerate(others[:MOST_PICTURES]):
+        small = by_name[case]
+        with np.load(io.BytesIO(base64.b64decode(small["arrays"]))) as arrays:
+            pictures |= {f"{number}_{part}": arrays[part] for part in arrays}
+        of = {"rank": None, "case": case, "slice": small["slice"], "dice": dice, "key": str(number)}
+        examples.append(of)

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.data.labels import Labels
-from spectral_jax.data.pictures import in_8_bits
+from spectral_jax.data.pictures import to_show
 from spectral_jax.data.sources import Split, resize_image, resize_label
 from spectral_jax.evaluation.cases import (
     FullestSlice,
@@ -563,7 +563,7 @@ def _examples(
         row, of = rows[ranked[position]], shown[ranked[position]]
         image = of.picture.image
         at_size = resize_image(of.found[..., None], image.shape[:2])[..., 0]
-        pictures[f"{key}_image"] = in_8_bits(image).squeeze()
+        pictures[f"{key}_image"] = to_show(image)
         pictures[f"{key}_label"] = of.labels.topmost(of.picture.label)
         pictures[f"{key}_prediction"] = of.labels.topmost(of.predicted)
         pictures[f"{key}_map"] = at_size.astype(np.float16)

@@ -146,7 +146,8 @@ def _labels(
     """The labels of each of some images of one case, at its original shape."""
     slices = predictor.slices(images, itertools.repeat(spacing_mm))
     while of_image := list(itertools.islice(slices, shape[0])):
-        yield np.stack([predictor.decide(resize_image(p, shape[1:3])) for p in of_image])
+        labels = [predictor.decide(resize_image(p, shape[1:3])) for p in of_image]
+        yield predictor.finish(np.stack(labels))
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

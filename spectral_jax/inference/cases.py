@@ -513,3 +513,24 @@ def measure(prediction: Prediction, labels: Labels) -> tuple[str, list[float]]:
     if volume:
         return "ml", (counts * np.prod(spacing) / 1000).tolist()
     return "mm2", (counts * np.prod(spacing[1:])).tolist()
+
+
+def find_unusual(prediction: Prediction, labels: Labels, classes: Sequence[str]) -> list[str]:
+    """What a person should look at: nothing found, or a class that the border cuts off.
+
+    Args:
+      prediction: of a case.
+      labels: how its labels are to be read.
+      classes: names, background first.
+    """
+    found = prediction.labels
+    if not found.any():
+        return ["nothing found"]
+    edges = [np.take(found, end, axis) for axis in (1, 2) for end in (0, -1)]
+    if len(found) > 1:  # a single slice has no border along the volume
+        edges += [found[0], found[-1]]
+    return [
+        f"{name} touches the border"
+        for number, name in enumerate(classes[1:], start=1)
+        if any(labels.mask(edge, number).any() for edge in edges)
+    ]

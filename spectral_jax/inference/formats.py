@@ -1,9 +1,10 @@
 """Users' own files: read as the data sets' files are, and written back with their geometry.
 
 A `Scan` is what one case's files hold. Its labels are written in the format that they came in, at
-the same size: class numbers as an 8-bit picture (instead of a JPEG, which cannot hold them, a
-PNG), as a NIfTI file with the affine and header of the image, or as `label` in HDF5 or npz. Of a
-DICOM series come a NIfTI file and a DICOM segmentation. No file is ever half-written.
+the same size: class numbers as an 8-bit picture, whose palette has the colours of the classes
+(instead of a JPEG, which cannot hold numbers, a PNG), as a NIfTI file with the affine and header of
+the image, or as `label` in HDF5 or npz. Of a DICOM series come a NIfTI file and a DICOM
+segmentation. No file is ever half-written.
 
 Volumes are turned to the orientation that the network was trained in, and what is written is turned
 back to the axes of the file.
@@ -19,7 +20,7 @@ import h5py
 import nibabel
 import numpy as np
 from jaxtyping import Float, Num, UInt8
-from PIL import Image
+from PIL import Image, ImageColor
 
 from spectral_jax.data import pictures, volumes
 from spectral_jax.data.datasets.files import read_channels
@@ -162,9 +163,12 @@ def _read_picture(files: Sequence[pathlib.Path]) -> Scan:
     def write_labels(labels, stem, classes, colors):
         target = _beside(stem, labels_ending(path))
         mask = Image.fromarray(labels[0])
+        mask.putpalette([level for color in colors for level in ImageColor.getrgb(color)[:3]])
         with written_whole(target) as temporary:
             if target.suffix == ".gif":  # its format would put the numbers of the colours anew
                 mask.save(temporary, optimize=False)
+            elif target.suffix == ".png":
+                mask.save(temporary, bits=8, **resolution)
             else:
                 mask.save(temporary, **resolution)
         return [target]

@@ -1,4 +1,4 @@
-"""A trained network, or the average of several, read from the folders of runs."""
+"""A trained network, or the average of several, read from runs or from weights alone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,11 +9,13 @@ from flax import linen as nn
 
 from spectral_jax.data.labels import Labels
 from spectral_jax.data.sources import DatasetInfo
+from spectral_jax.files import write_json
+from spectral_jax.inference import postprocess
 from spectral_jax.inference.postprocess import read_decision
 from spectral_jax.losses.activation import Activation
 from spectral_jax.models.average import Average, join_variables
 from spectral_jax.training.config import Config, ConfigError
-from spectral_jax.training.restore import restore_network
+from spectral_jax.training.restore import restore_network, write_network
 from spectral_jax.training.run import read_config, read_dataset_info
 
 
@@ -69,11 +71,11 @@ def restore(workdir: epath.Path, checkpoint: str = "best") -> TrainedModel:
     """Loads the network of a run.
 
     Args:
-      workdir: the run's folder.
-      checkpoint: "best" (highest validation Dice) or "last".
+      workdir: the run's folder, or what `write_weights` wrote.
+      checkpoint: "best" (highest validation Dice) or "last"; weights alone are of one checkpoint.
 
     Raises:
-      ConfigError: if there is no run, or no checkpoint yet.
+      ConfigError: if there is no run, or no checkpoint yet, or if the weights do not fit.
     """
     config = read_config(workdir)
     data = read_dataset_info(workdir)
@@ -130,3 +132,17 @@ def _must_agree(trained: TrainedModel) -> dict[str, Any]:
     for of_one_run in ("checksums", "colors", "licence"):
         del data[of_one_run]
     return data | {"input size": trained.config.data.example_size, "activation": trained.activation}
+
+
+def write_weights(trained: TrainedModel, folder: epath.Path) -> None:
+    """Writes a network into a folder that takes the place of its run's: see `write_network`.
+
+    Raises:
+      ConfigError: for the average of several runs.
+    """
+    if isinstance(trained.step, tuple):
+        raise ConfigError("weights are written of one run; give predict the folders of all")
+    write_network(folder, trained.config, trained.data, trained.variables, trained.step)
+    if trained.largest:
+        decision = {"largest_component": trained.largest_component}
+        write_json(folder / postprocess.FILE, decision)

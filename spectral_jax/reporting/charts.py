@@ -56,8 +56,12 @@ def curve(
     alt: str,
     noisy: bool = True,
     logarithmic: bool = False,
+    beside: tuple[Sequence[float], Sequence[float]] = ((), ()),
 ) -> Markup:
-    """A curve over training steps; of a noisy one the smoothed course stands over the raw one."""
+    """A curve over training steps; of a noisy one the smoothed course stands over the raw one.
+
+    Another one, of few steps, may stand `beside` it in ink.
+    """
     x, y = np.asarray(steps), np.asarray(values, float)
     thin = slice(None, None, -(-x.size // MOST_POINTS))
     with matplotlib.rc_context(STYLE):
@@ -66,6 +70,8 @@ def curve(
             axes.plot(x[thin], y[thin], color=ACCENT, alpha=0.35, linewidth=0.7)
             y = smooth(y)
         axes.plot(x[thin], y[thin], color=ACCENT, linewidth=1.6)
+        if len(beside[0]):
+            axes.plot(*beside, color=INK, linewidth=1.2, marker=".", markersize=5)
         return svg(figure, alt)
 
 

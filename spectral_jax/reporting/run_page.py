@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from spectral_jax.files import read_json, write_text
-from spectral_jax.reporting import charts, overlays
+from spectral_jax.reporting import charts, overlays, tables
 
 Line = dict[str, Any]
 
@@ -24,7 +24,7 @@ REPORT_FILE = "report.html"
 EVALUATE_AGAIN = "delete it and run spectral-jax evaluate again"
 # what reading an evaluation with missing or damaged parts raises
 DAMAGE = (
-    *(LookupError, TypeError, AttributeError, ValueError),
+    *(LookupError, TypeError, AttributeError, ValueError, ArithmeticError),
     *(EOFError, zipfile.BadZipFile, zlib.error),
 )
 
@@ -33,6 +33,8 @@ BOOKKEEPING = ("kind", "step", "epoch")
 THROUGHPUT = ("images_per_second", "step_seconds", "data_wait_seconds")
 SCHEDULES = ("learning_rate", "spectral_weight")
 OPTIMISATION = (*SCHEDULES, "gradient_norm")
+FEWEST_POINTS = 2  # of a curve: one alone is a sentence
+LOGARITHMIC_FROM = 30  # times between the smallest and the largest value
 # For classes whose colour no evaluation tells: Okabe and Ito's palette.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 
@@ -41,7 +43,8 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
     """Writes `report.html` about the run in `workdir` and returns its path.
 
     What is not there yet is left out: the page of a run that has just begun has a configuration
-    and no results. All pictures are inside the page, which makes no network request.
+    and no results. All pictures are inside the page, which makes no network request; the scores of
+    each evaluation are written beside it as CSV and LaTeX.
 
     Args:
       workdir: the run's folder, with any of `config.json`, `versions.json`, `metrics.jsonl`, and
@@ -55,7 +58,8 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
         folder = folder.resolve()
     lines, unreadable_lines = read_metrics(folder / "metrics.jsonl")
     evaluation_files = sorted(folder.glob("evaluation/*.json"))
-    evaluations = [_evaluation(path) for path in evaluation_files]
+    # those of the data that it was trained on come first
+    evaluations = sorted(map(_evaluation, evaluation_files), key=lambda of: of["elsewhere"])
     config = read_if_there(folder / "config.json", "restore it from a copy")
     if not (lines or evaluations or config):
         raise ValueError(
@@ -67,19 +71,35 @@ def write_report(workdir: str | os.PathLike[str]) -> epath.Path:
     validation = [
         line for line in lines if line["kind"] == "validation" and is_finite(line, "dice")
     ]
+    versions = read_if_there(folder / "versions.json", "delete it")
+    data = read_if_there(folder / "dataset.json", "restore it from a copy")
+    try:
+        subtitle, facts = _subtitle(config), _facts(data, versions, training)
+    except DAMAGE as error:
+        raise ValueError(
+            f"{folder}: config.json, versions.json or dataset.json is damaged ({error}); restore "
+            "it from a copy"
+        ) from error
+    curves, once = _learning_curves(training, validation)
     page = _render(
         [path.name for path in evaluation_files],
         name=folder.name,
-        parts=[part["name"] for part in config.values() if _has_name(part)],
+        subtitle=subtitle,
+        facts=facts,
         config=[*flatten(config), *_earlier_settings(folder / "changes.json")],
-        versions=read_if_there(folder / "versions.json", "delete it"),
+        versions=versions,
         evaluations=evaluations,
+        fewest_units=tables.FEWEST_UNITS,
         training=training,
-        curves=_learning_curves(training),
+        curves=curves,
+        once=once,
         throughput={key: _median(training, key) for key in THROUGHPUT},
         validation=_validation(validation, colors),
         unreadable_lines=unreadable_lines,
     )
+    for evaluation in evaluations:
+        for file, text in evaluation["files"].items():
+            write_text(folder / file, text)
     path = folder / REPORT_FILE
     write_text(path, page)
     return path
@@ -151,8 +171,48 @@ def is_finite(line: Mapping[str, Any], key: str) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _has_name(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("name"), str)
+def _subtitle(config: Mapping[str, Any]) -> list[str]:
+    """Data set, network, loss with the weight of its spectral part, and optimiser."""
+    parts = []
+    for section in ("data", "model", "objective", "optim"):
+        part = config.get(section)
+        if isinstance(part, dict):
+            text = _loss(part) if section == "objective" else part.get("name")
+            parts += [text] if isinstance(text, str) else []
+    return parts
+
+
+def _loss(objective: Mapping[str, Any]) -> str | None:
+    spatial, spectral = objective.get("spatial"), objective.get("spectral", "none")
+    if isinstance(spatial, dict):
+        spatial = " + ".join(spatial)
+    if not isinstance(spatial, str) or spectral in ("none", None):
+        return spatial
+    name = spectral if isinstance(spectral, str) else "spectral correlation"
+    return f"{spatial} + {objective.get('weight', 1):g} \N{MULTIPLICATION SIGN} {name}"
+
+
+def _facts(
+    data: Mapping[str, Any], versions: Mapping[str, Any], training: Sequence[Line]
+) -> list[str]:
+    """What a run was trained on, how long, and on what."""
+    facts = []
+    for split, of in data.get("sizes", {}).items():
+        words = {"train": "trained on", "validation": "validated on"}.get(split)
+        if words:
+            cases, records = of["cases"], of["records"]
+            slices = f" ({records:,} slices)" if records > cases else ""
+            facts.append(f"{words} {cases:,} case{'' if cases == 1 else 's'}{slices}")
+    seconds, step = 0.0, 0
+    for line in training:
+        if is_finite(line, "step_seconds"):
+            seconds += (line["step"] - step) * line["step_seconds"]
+        step = line["step"]
+    if seconds:
+        facts.append(f"{step:,} steps in {_duration(seconds)}")
+    if isinstance(versions.get("devices"), str):
+        facts.append(versions["devices"])
+    return facts
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -169,28 +229,41 @@ def _median(lines: Sequence[Line], key: str) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _learning_curves(training: Sequence[Line]) -> list[dict[str, Any]]:
+def _learning_curves(
+    training: Sequence[Line], validation: Sequence[Line]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Curves of what was logged several times, and what was logged once."""
     keys = dict.fromkeys(key for line in training for key in line)
     terms = [key for key in keys if key not in BOOKKEEPING + THROUGHPUT + OPTIMISATION]
-    curves = []
+    curves, once = [], {}
     for key in terms + [key for key in OPTIMISATION if key in keys]:
         lines = [line for line in training if is_finite(line, key)]
-        if lines:
+        values = [line[key] for line in lines]
+        validated = [line for line in validation if key == "loss" and is_finite(line, key)]
+        if len(lines) < FEWEST_POINTS:
+            once |= {key.replace("_", " "): value for value in values}
+        else:
             title = key.replace("_", " ") + (" term" if key in terms and key != "loss" else "")
             svg = charts.curve(
                 [line["step"] for line in lines],
-                [line[key] for line in lines],
+                values,
                 alt=f"Curve of {title} over training steps",
                 noisy=key not in SCHEDULES,
-                logarithmic=key == "gradient_norm" and all(line[key] > 0 for line in lines),
+                logarithmic=key == "gradient_norm"
+                and max(values) > LOGARITHMIC_FROM * min(values) > 0,
+                beside=([v["step"] for v in validated], [v[key] for v in validated]),
             )
-            curves.append({"title": title, "svg": svg})
-    return curves
+            lines_of = {"training": "var(--accent)", "validation": "currentColor"}
+            curves.append({"title": title, "svg": svg, "legend": lines_of if validated else {}})
+    return curves, once
 
 
 def _validation(validation: Sequence[Line], colors: Mapping[str, str]) -> dict[str, Any] | None:
     if not validation:
         return None
+    best = max(validation, key=lambda line: line["dice"])
+    if len(validation) < FEWEST_POINTS:
+        return {"svg": None, "best": best, "legend": {}}
     keys = dict.fromkeys(key for line in validation for key in line if key.startswith("dice/"))
     by_class = {}
     for index, key in enumerate(keys):
@@ -203,7 +276,6 @@ def _validation(validation: Sequence[Line], colors: Mapping[str, str]) -> dict[s
         by_class,
         alt="Curves of validation Dice over training steps",
     )
-    best = max(validation, key=lambda line: line["dice"])
     legend = {"mean": "currentColor"} | {name: color for name, (_, color) in by_class.items()}
     return {"svg": svg, "best": best, "legend": legend}
 
@@ -230,12 +302,24 @@ def _describe_evaluation(path: epath.Path, evaluation: dict[str, Any]) -> dict[s
         for name, color in foreground.items()
     }
     kinds_of_error = 3 if len(foreground) > 1 else 2
+    rows, names = evaluation["cases"], [*foreground]
+    metrics = [metric for metric in tables.COLUMNS if metric in evaluation["summary"]]
+    intervals = {metric: tables.bootstrap(rows, names, metric) for metric in metrics}
+    files = {
+        f"{path.parent.name}/{path.stem}-classes.csv": tables.classes_csv(evaluation, intervals),
+        f"{path.parent.name}/{path.stem}-classes.tex": tables.classes_latex(evaluation, intervals),
+        f"{path.parent.name}/{path.stem}-cases.csv": tables.cases_csv(rows),
+    }
     examples = []
     arrays_path = path.with_name(f"{path.stem}-examples.npz")
     if arrays_path.exists():
         with np.load(io.BytesIO(arrays_path.read_bytes())) as arrays:
             examples = [
-                example | {"pictures": _pictures(arrays, example["key"], colors)}
+                example
+                | {
+                    "id": f"{path.stem}-{example['key']}",
+                    "pictures": _pictures(arrays, example["key"], colors, bool(example["rank"])),
+                }
                 for example in evaluation["examples"]
             ]
     return (
@@ -243,24 +327,42 @@ def _describe_evaluation(path: epath.Path, evaluation: dict[str, Any]) -> dict[s
         | evaluation
         | {
             "anchor": path.stem,
+            "elsewhere": evaluation.get("trained_on", evaluation["dataset"])
+            != evaluation["dataset"],
             "foreground": foreground,
             "case_count": len({case["case"] for case in evaluation["cases"]}),
-            "distribution": charts.distribution(dice, alt="Dice of every case, for each class"),
-            "examples": examples,
+            "distribution": _distribution(dice),
+            "units": tables.count_units(rows),
+            "intervals": intervals,
+            "by_case": tables.by_case(rows, names),
+            "files": files,
+            "examples": [example for example in examples if example["rank"]],
+            "others": [example for example in examples if not example["rank"]],
+            "picture_of": {example["case"]: example["id"] for example in examples},
             "error_legend": dict(list(overlays.ERROR_COLORS.items())[:kinds_of_error]),
         }
     )
 
 
-def _pictures(arrays: Mapping[str, np.ndarray], key: str, colors: Sequence[str]) -> dict[str, str]:
+def _distribution(dice: Mapping[str, tuple[Sequence[float], str]]) -> Any:
+    if not any(values for values, _ in dice.values()):
+        return None
+    return charts.distribution(dice, alt="Dice of every case, for each class")
+
+
+def _pictures(
+    arrays: Mapping[str, np.ndarray], key: str, colors: Sequence[str], large: bool
+) -> dict[str, str]:
+    """Image, truth, prediction and errors of a slice; small ones without the bare image."""
     image, truth, prediction = (
         arrays[f"{key}_{part}"] for part in ("image", "label", "prediction")
     )
-    pictures = {
-        "Image": overlays.draw_image(image),
-        "Truth": overlays.draw_labels(image, truth, colors),
-        "Prediction": overlays.draw_labels(image, prediction, colors),
-        "Errors": overlays.draw_errors(image, truth, prediction),
+    size = overlays.page_size(image.shape, overlays.PAGE_PIXELS if large else overlays.SMALL_PIXELS)
+    pictures = {"Image": overlays.draw_image(image, size)} if large else {}
+    pictures |= {
+        "Truth": overlays.draw_labels(image, truth, colors, size),
+        "Prediction": overlays.draw_labels(image, prediction, colors, size),
+        "Errors": overlays.draw_errors(image, truth, prediction, size),
     }
     return {title: overlays.data_uri(picture) for title, picture in pictures.items()}
 

@@ -127,8 +127,9 @@ def _counts(found: Values) -> str:
 
 def _place(data_set: Values) -> str:
     kind = "in distribution" if data_set["in_distribution"] else "out of distribution"
+    split = "all cases" if data_set["split"] == "all" else f"{data_set['split']} split"
     return (
-        f"{data_set['dataset']}, {data_set['split']} split ({kind}; {data_set['units']} units, "
+        f"{data_set['dataset']}, {split} ({kind}; {data_set['units']} units, "
         f"{data_set['cases']} cases)"
     )
 
@@ -159,16 +160,16 @@ def primary_table(results: Values) -> dict[str, Any]:
     rows = [
         [
             entry["name"],
-            f"{entry['outcome']}, {entry['data_set']}",
+            verdict_words(entry, registered),
             difference(entry),
             f"{100 * (1 - entry['level']):.1f} %",
             _p_value(entry["p_value"]),
+            f"{entry['outcome']}, {entry['data_set']}",
             _counts(entry),
-            verdict_words(entry, registered),
         ]
         for entry in results["primary"]
     ]
-    head = ("Comparison", "Outcome", "Difference, points", "Interval", "p", "Compared", "Verdict")
+    head = ("Comparison", "Verdict", "Difference, points", "Interval", "p", "Outcome", "Compared")
     return {"head": head, "rows": rows}
 
 

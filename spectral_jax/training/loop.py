@@ -31,7 +31,7 @@ from spectral_jax.training.objective import make_objective
 from spectral_jax.training.optim import count_steps
 from spectral_jax.training.start import describe, initial_state
 from spectral_jax.training.state import TrainState
-from spectral_jax.training.step import make_count_step, make_train_step
+from spectral_jax.training.step import make_train_step, make_validation_step
 
 VALIDATIONS = 10  # of a run whose length is given in steps
 # the first steps are compiled; then so many are timed, or for so long
@@ -147,7 +147,8 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                 saving = validating or step % config.train.save_every_steps == 0 or request > 0
                 logging = step % config.train.log_every_steps == 0 or step == total_steps
                 if saving or logging:
-                    check_finite(*before, examples, checkpoints.last_step)
+                    log.advance(step, check_finite(*before, examples, checkpoints.last_step))
+                    before = None
                 if logging:
                     wait_seconds, step_seconds = clock.per_step()
                     log.write(
@@ -163,7 +164,7 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                     )
                 dice = None
                 if validating and validator.available:
-                    scores = validator.dice(state)
+                    scores = validator.scores(state)
                     dice = scores["dice"]
                     log.write("validation", step, scores)
                     log.say(f"step {step}: validation Dice {dice:.4f}")
@@ -241,7 +242,7 @@ def check_finite(
 
 
 class Validator:
-    """Dice of the validation split, as in training: of resized slices, or of a patch a volume.
+    """Dice and loss of the validation split: of resized slices, or of a patch a volume.
 
     The patch lies around the middle of the foreground, or, without patches around foreground in
     training, in the volume's middle.
@@ -259,29 +260,41 @@ class Validator:
         self._mesh = sharding.mesh_of(built.layout)
         labels = self._split.info.labels
         activation = config.model.activation_for(labels.overlapping)
-        self._count_step = make_count_step(built.model, built.layout, labels, activation)
+        self._step = make_validation_step(
+            built.model,
+            built.layout,
+            labels,
+            activation,
+            make_objective(config, labels, read_class_share(folder)),
+            config.objective.weight,
+        )
 
     @property
     def available(self) -> bool:
         """Whether the data set has a validation split."""
         return self._split is not None
 
-    def dice(self, state: TrainState) -> dict[str, float]:
-        """Mean over cases, then over foreground classes; and per class, as `dice/<class>`."""
+    def scores(self, state: TrainState) -> dict[str, float]:
+        """`dice`, the mean over cases, then over foreground classes; `dice/<class>`; and `loss`.
+
+        The loss is the mean over batches, as some of its terms are of whole batches. The last batch
+        is filled up with repetitions of its last example, and weighs as many as it has others.
+        """
         assert self._split is not None
         total = len(self._examples)
         sums: dict[str, np.ndarray] = {}
+        loss = 0.0
         for first in range(0, total, self._batch_size):
-            # the last batch is filled up with repetitions, which do not count
+            # the last batch is filled up with repetitions, which are not counted
             records = np.minimum(np.arange(first, first + self._batch_size), total - 1)
             mine = np.split(records, jax.process_count())[jax.process_index()]
             examples = [self._examples[int(record)] for record in mine]
             if self._cut_patch is not None:
                 examples = [self._cut_patch(example) for example in examples]
             batch = {key: np.stack([e[key] for e in examples]) for key in ("image", "label")}
-            counts = np.stack(
-                self._count_step(state.variables, sharding.place_batch(batch, self._mesh)), axis=1
-            )
+            found, of_batch = self._step(state.variables, sharding.place_batch(batch, self._mesh))
+            counts = np.stack(found, axis=1)
+            loss += float(of_batch) * min(self._batch_size, total - first) / total
             for record, of_slice in zip(records[: total - first], counts, strict=False):
                 case = self._examples.case_name(int(record))
                 sums[case] = sums.get(case, 0) + of_slice
@@ -292,7 +305,8 @@ class Validator:
             if np.isfinite(column).any()
         }
         mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
-        return {"dice": mean, **{f"dice/{name}": value for name, value in per_class.items()}}
+        by_name = {f"dice/{name}": value for name, value in per_class.items()}
+        return {"dice": mean, "loss": loss, **by_name}
 
 
 class Pace:

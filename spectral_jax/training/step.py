@@ -168,20 +168,29 @@ def join_parts(parts: Float[Array, "parts part *rest"], mesh: Mesh) -> Float[Arr
     )
 
 
-def make_count_step(
-    model: nn.Module, layout: TrainState, labels: Labels, activation: Activation
-) -> Callable[[dict, Batch], tuple[Int[Array, "batch classes"], ...]]:
-    """Returns the jitted function from variables and a batch to pixels per example and class.
+def make_validation_step(
+    model: nn.Module,
+    layout: TrainState,
+    labels: Labels,
+    activation: Activation,
+    objective: Objective,
+    weight: float,
+) -> Callable[[dict, Batch], tuple[tuple[Int[Array, "batch classes"], ...], Float[Array, ""]]]:
+    """Returns the jitted function from variables and a batch to pixels and the loss.
 
-    `layout` holds the shardings of the training state that the variables are from. Counted are
-    pixels in both prediction and truth, in the truth, in the prediction: `metrics.overlap.Counts`
-    of the classes without the background.
+    `layout` holds the shardings of the training state that the variables are from. Counted per
+    example and class are pixels in both prediction and truth, in the truth, in the prediction:
+    `metrics.overlap.Counts` of the classes without the background. The loss is the objective's,
+    with this weight of its spectral part.
     """
 
     mesh = mesh_of(layout)
     model = suited(model, platform_of(mesh))
+    terms_of_batch = jax.shard_map(
+        objective, mesh=mesh, in_specs=(P(AXES), P(AXES), P()), out_specs=P()
+    )
 
-    def count_step(variables, batch):
+    def validation_step(variables, batch):
         variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
         logits = model.apply(variables, to_unit_range(batch["image"]), train=False)
         true = labels.masks(batch["label"])
@@ -192,13 +201,14 @@ def make_count_step(
         if labels.ignore:
             predicted &= labels.valid(batch["label"])[..., None]
         axes = tuple(range(1, true.ndim - 1))
-        return tuple(
+        counts = tuple(
             jnp.sum(mask, axis=axes, dtype=jnp.int32)
             for mask in (predicted & true, true, predicted)
         )
+        return counts, terms_of_batch(logits, batch["label"], jnp.float32(weight))["loss"]
 
     return jax.jit(
-        count_step,
+        validation_step,
         in_shardings=(layout.variables, split_batch(mesh)),
         out_shardings=replicated(mesh),
         compiler_options=compiler_options(platform_of(mesh)),

@@ -15,9 +15,11 @@ import urllib.parse
 
 import numpy as np
 import pytest
+from test_study_page import GAIN, register, write_study
 
 from spectral_jax.metrics import score_case, summarise
-from spectral_jax.reporting import write_report
+from spectral_jax.reporting import write_report, write_study_report
+from spectral_jax.studies.results import collect
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DESK, PHONE = 1280, 390  # pixels
@@ -125,6 +127,7 @@ def report(tmp_path_factory) -> pathlib.Path:
         }
     summary, by_class = summarise(rows)
     evaluation = {
+        "trained_on": "hearts",
         "dataset": "hearts",
         "split": "test",
         "classes": classes,
@@ -152,6 +155,84 @@ def report(tmp_path_factory) -> pathlib.Path:
 
 def test_report(browser, report):
     assert check_page(browser, report.as_uri()) >= 6  # image, truth, prediction of both cases
+
+
+def test_cases_are_sorted_by_a_click_and_lead_to_their_pictures(browser, report):
+    set_width(browser, DESK)
+    browser.get(report.as_uri())
+
+    def column(number):
+        return browser.execute_script(
+            "return [...document.querySelector('.sortable').tBodies[0].rows]"
+            ".map(row => row.cells[arguments[0]].textContent.trim())",
+            number,
+        )
+
+    def click(number):
+        script = "document.querySelectorAll('.sortable thead button')[arguments[0]].click()"
+        browser.execute_script(script, number)
+
+    assert column(1) == sorted(column(1))  # the worst first, without a click
+    click(1)
+    assert column(1) == sorted(column(1), reverse=True)
+    assert len(set(column(1))) == 2
+    click(0)
+    names = column(0)
+    assert names == sorted(names)
+    click(0)
+    assert column(0) == names[::-1]
+    browser.execute_script("document.querySelector('.sortable tbody a').click()")
+    target = browser.execute_script("return document.querySelector(':target h4').textContent")
+    assert names[-1] in target
+
+
+def shown_hints(browser):
+    return browser.execute_async_script(
+        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done("
+        "[...document.querySelectorAll('.scroll + .note')].filter(e => e.offsetHeight).length)))"
+    )
+
+
+def test_a_table_that_is_too_wide_says_that_it_scrolls(browser, report):
+    set_width(browser, PHONE)
+    browser.get(report.as_uri())
+    assert shown_hints(browser) >= 1
+    set_width(browser, 4 * DESK)
+    assert shown_hints(browser) == 0
+
+
+# --- the page of a study --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study_page(tmp_path_factory):
+    folder = write_study(tmp_path_factory.mktemp("study"), {"midband": GAIN})
+    study = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(study | {"title": "A study of hearts"}))
+    collect(folder, register(tmp_path_factory.mktemp("studies")))
+    return write_study_report(folder)
+
+
+def test_study_page_shows_the_verdict_and_folds_the_rest(browser, study_page):
+    check_page(browser, study_page.as_uri())
+    set_width(browser, PHONE)
+    browser.get(study_page.as_uri())
+    visible = browser.execute_script("return document.body.innerText")
+    assert "midband - none" in visible
+    assert "Every comparison" in visible
+    assert "Failed runs" not in visible  # in a part that is folded
+    left, right, width = browser.execute_script(
+        "const cell = document.querySelector('#primary tbody td').getBoundingClientRect();"
+        "return [cell.left, cell.right, innerWidth]"
+    )
+    assert 0 < left < right <= width  # the verdict is seen without scrolling sideways
+    browser.execute_script("document.querySelector('nav a[href=\"#scores\"]').click()")
+    assert "Failed runs" in browser.execute_script("return document.body.innerText")
+    for part in browser.execute_script("return document.querySelectorAll('details.part')"):
+        browser.execute_script("arguments[0].open = true", part)
+    page_width = browser.execute_script("return document.documentElement.scrollWidth")
+    assert page_width <= PHONE + 1
+    assert shown_hints(browser) >= 3
 
 
 # --- the documentation ----------------------------------------------------------------------------
@@ -269,6 +350,10 @@ def test_every_example_is_shown_whole(pages):
     assert len(examples) >= 6
     for file in examples:
         assert file.read_text().strip() in shown, file.name
+    notebook = json.loads((ROOT / "experiments/examples/loss_and_training.ipynb").read_text())
+    cells = ["".join(of["source"]) for of in notebook["cells"] if of["cell_type"] == "code"]
+    assert len(cells) == 5
+    assert shown.issuperset(cell.strip() for cell in cells)
 
 
 def test_links_within_the_site_arrive(pages, site):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from importlib import metadata
 
 import pytest
+from PIL import Image
 
 from spectral_jax import allocator
 
@@ -40,7 +42,7 @@ def test_the_wheel_holds_one_package_with_all_its_files(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"spectral_jax"}
     for file in (ROOT / "spectral_jax").rglob("*"):
-        if file.suffix in (".py", ".html", ".typed"):
+        if file.is_file() and file.suffix != ".pyc":
             assert str(file.relative_to(ROOT)) in names
 
 
@@ -67,11 +69,11 @@ def installed(wheel, tmp_path_factory):
     }
     variables["XDG_CACHE_HOME"] = str(folder / "cache")
 
-    def run(program, *arguments):
+    def run(program, *arguments, cwd=folder, **more):
         return subprocess.run(
             [environment / "bin" / program, *map(str, arguments)],
-            cwd=folder,
-            env=variables,
+            cwd=cwd,
+            env=variables | {key: str(value) for key, value in more.items()},
             capture_output=True,
             text=True,
             timeout=300,
@@ -128,3 +130,17 @@ def test_training_by_a_configuration_s_name(installed, mni152, data_dir, tmp_pat
     assert versions["revision"].startswith("installed files sha256:")
     if sys.platform == "linux" and allocator._library():
         assert versions["allocator"] == "mimalloc"
+
+
+@pytest.mark.slow
+def test_the_first_minute(installed, tmp_path):
+    ended = installed(
+        "spectral-jax", "predict", "--workdir=example", "--input=example",
+        f"--output={tmp_path}", "--overlays",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    for name in ("axial_112", "axial_120"):
+        assert re.search(rf"^{name}: grey matter [\d,]+ px, white matter [\d,]+ px$", ended.stdout,
+                         re.MULTILINE), ended.stdout  # fmt: skip
+        assert max(Image.open(tmp_path / f"{name}_overlay.png").size) == 1024
+    assert ended.stderr == ""

@@ -293,7 +293,7 @@ def _write(
     info.metadata["checksums"] = {split: of.hexdigest() for split, of in contents.items()}
     writer.close_all()
     for remark in summary.write(folder, stored, found, statistics, root, options):
-        logging.getLogger(__name__).warning("%s: %s", dataset.name, remark)
+        logging.getLogger(__name__).warning("note: %s: %s", dataset.name, remark)
     return folder
 
 

@@ -114,6 +114,7 @@ class Dataset:
         pictures and for a single one.
       bits: how many bits the values of its 16-bit pictures use; they are stored in full range.
       classes: names, background first; None if the files tell.
+      palette: their colours, as "#rrggbb", where the files tell them; () for ours.
       licence: as far as known.
       source: where to get the files, and which of them go where.
       read: `read(root, **options)` finds the cases of each split.
@@ -140,6 +141,7 @@ class Dataset:
     licence: str
     source: str
     read: Callable[..., Found]
+    palette: tuple[str, ...] = ()
     beside: Callable[[Path], Sequence[Path]] = lambda root: ()
     channel_names: tuple[str, ...] = ()
     intensity: str | tuple[str, ...] = "identity"
@@ -160,7 +162,7 @@ class Dataset:
         if not self.regions:
             return self
         classes = ("background", *self.regions)
-        return dataclasses.replace(self, classes=classes, overlapping=True, regions={})
+        return dataclasses.replace(self, classes=classes, overlapping=True, regions={}, palette=())
 
     @property
     def labels(self) -> Labels:
@@ -170,7 +172,7 @@ class Dataset:
     @property
     def colors(self) -> tuple[str, ...]:
         """A colour for each class."""
-        palette = itertools.chain([BACKGROUND_COLOR], itertools.cycle(COLORS))
+        palette = self.palette or itertools.chain([BACKGROUND_COLOR], itertools.cycle(COLORS))
         return tuple(itertools.islice(palette, len(self.classes or ())))
 
     def partner(self, name: str, classes: Sequence[str] = ()) -> Partner:

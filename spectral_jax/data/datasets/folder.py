@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt
+from PIL import ImageColor
 
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found
 from spectral_jax.data.datasets.files import (
@@ -61,6 +62,7 @@ CLASS = re.compile(r"(?P<name>.*?)(?:\s+(?P<color>#[0-9a-fA-F]{6}))?")
 CLASSES_FILE = "classes.txt"
 CASES_FILE = "cases.csv"
 BACKGROUND_NAMES = ("back", "_back", "bg", "bkg", "none", "nothing", "other", "rest", "void", "0")
+COLOURED_FROM = 64  # levels between the lowest and the highest of red, green and blue
 
 
 def _pictures(folder: Path, what: str) -> dict[str, Path]:
@@ -364,8 +366,15 @@ def read(
         "channels": kind.channels,
         "bits": kind.bits,
         "overlapping": bool(of_classes),
+        # greys would not show on grey pictures
+        "palette": () if any(map(_is_grey, [*colors.values()][1:])) else tuple(colors.values()),
     }
     return Found(splits, notes=notes, details=details)
+
+
+def _is_grey(color: str) -> bool:
+    levels = ImageColor.getrgb(color)
+    return max(levels) - min(levels) < COLOURED_FROM
 
 
 DATASET = Dataset(

@@ -12,10 +12,9 @@ from scipy import ndimage
 
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
 from spectral_jax.data.labels import Labels
-from spectral_jax.data.sources import Split, resize_image, resize_label
+from spectral_jax.data.sources import SUMMARY_FILE, Split, resize_image, resize_label
 from spectral_jax.files import read_json, write_json
 
-SUMMARY_FILE = "summary.json"
 PREPARE_AGAIN = "delete its folder, and prepare the data set again"
 CHECKSUMS_FILE = "SHA256SUMS"
 SHEET_FILE = "contact_sheet.png"
