@@ -44,7 +44,7 @@ def test_crossvalidation_scores_each_case_once_and_parts_no_patient(shared_data,
         link(
             shared_data / "ACDC_png/train" / kind,
             root / kind,
-            r"patient(003|004|005|007|008|009)_frame0[12]_slice_0?[345]\.png",
+            r"patient(003|004|005|006|009|010)_frame0[12]_slice_0?[345]\.png",
         )
     (root / "classes.txt").write_text("background\nright ventricle\nmyocardium\nleft ventricle")
     arguments = [
@@ -91,7 +91,7 @@ def three_runs(shared_data, tmp_path_factory):
     """Networks of three seeds for the hippocampus, and its first scan."""
     root = epath.Path(tmp_path_factory.mktemp("hippocampus"))
     files = r"dataset\.json|.*_(0[0-4]\d)\.nii\.gz"
-    raw = link(shared_data / "Task04_Hippocampus", root / "raw", files)
+    raw = link(shared_data / "Task04_Hippocampus", pathlib.Path(root) / "raw", files)
     values = hippocampus_3d.get_config()
     values.data.root, values.data.data_dir = str(raw), str(root / "prepared")
     values.data.patch_size = (24, 24, 24)
