@@ -172,6 +172,10 @@ def test_without_locks_one_of_several_goes_on(no_locks, tmp_path, monkeypatch):
         temporary.write_text(text)
         temporary.replace(path)
 
+    def ourselves():  # a machine a thread: a name of this very process would count for nothing
+        return {"host": "elsewhere", "process": threading.get_ident(), "command": "train"}
+
+    monkeypatch.setattr(lock, "_ourselves", ourselves)
     monkeypatch.setattr(lock, "_wait_for_lease", look_together)
     monkeypatch.setattr(lock, "write_text", write_apart)
     inside, refused = [], []
