@@ -167,7 +167,13 @@ def test_without_locks_one_of_several_goes_on(no_locks, tmp_path, monkeypatch):
         with contextlib.suppress(threading.BrokenBarrierError):
             together.wait(0.5)
 
+    def write_apart(path, text):  # as processes do, whose temporary files have their numbers
+        temporary = path.with_name(f"{threading.get_ident()}")
+        temporary.write_text(text)
+        temporary.replace(path)
+
     monkeypatch.setattr(lock, "_wait_for_lease", look_together)
+    monkeypatch.setattr(lock, "write_text", write_apart)
     inside, refused = [], []
 
     def begin():

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from spectral_jax.training.config import ObjectiveConfig, OptimConfig
+from spectral_jax.training.config import Config, ObjectiveConfig, OptimConfig
 from spectral_jax.training.optim import (
     build_optimizer,
     learning_rate_schedule,
@@ -60,5 +60,24 @@ def test_gradients_are_clipped():
 
 
 def test_spectral_weight_rises_over_the_ramp_and_stays():
-    weight = spectral_weight_schedule(ObjectiveConfig(weight=0.3, ramp=0.1), total_steps=100)
+    config = Config(objective=ObjectiveConfig(weight=0.3, ramp=0.1))
+    weight = spectral_weight_schedule(config, total_steps=100)
     np.testing.assert_allclose([weight(k) for k in (0, 5, 10, 99)], [0, 0.15, 0.3, 0.3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_restart_repeats_the_learning_rate_and_not_the_ramp(name):
+    once, again = (
+        Config(optim=OptimConfig(name=name, restarts=restarts)) for restarts in ((), (100,))
+    )
+    rate, twice = (
+        learning_rate_schedule(config.optim, total)(np.arange(total))
+        for config, total in ((once, 100), (again, 200))
+    )
+    np.testing.assert_array_equal(twice, np.concatenate([rate, rate]))
+    assert rate[-1] < 0.05 * rate.max()
+    weight, longer = (
+        spectral_weight_schedule(config, total)(np.arange(100))
+        for config, total in ((once, 100), (again, 200))
+    )
+    np.testing.assert_array_equal(weight, longer)

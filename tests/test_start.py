@@ -135,7 +135,7 @@ def test_more_epochs_of_a_rate_that_came_down_need_a_restart(earlier, tmp_path):
     shutil.copytree(source, tmp_path / "run")
     workdir = epath.Path(tmp_path) / "run"
     longer = changed(config, "train", epochs=6.0)
-    with pytest.raises(ConfigError, match=r"epochs: 3\.0 there, 6\.0 now.*restarts='\(3,\)'"):
+    with pytest.raises(ConfigError, match=r"(?s)epochs: 3\.0 there, 6\.0 now.*restarts='\(3,\)'"):
         train(longer, workdir)
     with pytest.raises(ConfigError, match=r"restarts"):
         train(changed(longer, "optim", restarts=(2,)), workdir)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from spectral_jax.data.datasets import splits as splitting
 from spectral_jax.data.datasets import summary
 from spectral_jax.data.datasets.dataset import Case, Dataset, Found, Loaded
-from spectral_jax.data.datasets.files import walk
+from spectral_jax.data.datasets.files import and_others, walk
 from spectral_jax.data.datasets.staging import PREFIX, staging
 from spectral_jax.data.labels import IGNORED, MOST_OVERLAPPING, regions_table
 from spectral_jax.data.parallel import available_cores, run_ahead
@@ -374,10 +374,16 @@ def _encode_or_tell(case: Case, **options: Any) -> "EncodedCase | DataError":
 
 
 def _raise_together(problems: Sequence[DataError], least: int = 1) -> None:
-    """Raises one DataError of several, if there are so many: each file in a line of its own."""
-    if len(problems) >= least:
-        more = ["(and perhaps others)"] if len(problems) >= MOST_NAMED else []
-        raise DataError("\n".join([*map(str, problems), *more])) from problems[0]
+    """Raises one DataError of several, if there are so many: what is wrong is said once."""
+    if len(problems) < least:
+        return
+    files: dict[str, list[pathlib.Path]] = {}
+    for problem in problems:
+        path, _, text = str(problem).partition(": ")
+        files.setdefault(text, []).append(pathlib.Path(path))
+    lines = [f"{paths[0]}: {text}{and_others(paths)}" for text, paths in files.items()]
+    more = ["(and perhaps others)"] if len(problems) >= MOST_NAMED else []
+    raise DataError("\n".join([*lines, *more])) from problems[0]
 
 
 def load(case: Case) -> Loaded:
