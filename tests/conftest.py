@@ -37,7 +37,9 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes():
-    os.environ.update(allocator.environment())  # workers are about to start
+    # workers are about to start; they live through many tests, so what one took goes back
+    os.environ["MIMALLOC_PURGE_DELAY"] = "1000"
+    os.environ.update(allocator.environment())
 
 
 def pytest_configure(config):

@@ -143,8 +143,10 @@ def describe(result: Prediction | Failure, output: pathlib.Path, trained: Traine
 def print_case(name: str, parts: Sequence[str]) -> None:
     """Prints a case's line without tearing the progress bar."""
     text = f"{name}: {'; '.join(parts)}"
-    whole_words = {"break_long_words": False, "break_on_hyphens": False}
-    tqdm.write(textwrap.fill(text, flags.COLUMNS, subsequent_indent="    ", **whole_words))
+    wrapper = textwrap.TextWrapper(
+        flags.COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    tqdm.write(wrapper.fill(text))
 
 
 def _rounded(size: float) -> str:

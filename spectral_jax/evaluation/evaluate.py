@@ -83,7 +83,8 @@ def evaluate(
     rows = [row for of_case in found for row in of_case["rows"]]
     in_millimetres = all(of_case["in_millimetres"] for of_case in found)
     summary, by_class = summarise(rows)
-    examples, pictures = [], {}
+    examples: list[dict[str, Any]] = []
+    pictures: dict[str, np.ndarray] = {}
     if distributed.is_first():
         examples, pictures = _examples(predictor, cases, rows)
         by_name = dict(zip(split.cases, (of_case["picture"] for of_case in found), strict=True))

@@ -235,7 +235,8 @@ def _learning_curves(
     """Curves of what was logged several times, and what was logged once."""
     keys = dict.fromkeys(key for line in training for key in line)
     terms = [key for key in keys if key not in BOOKKEEPING + THROUGHPUT + OPTIMISATION]
-    curves, once = [], {}
+    curves: list[dict[str, Any]] = []
+    once: dict[str, float] = {}
     for key in terms + [key for key in OPTIMISATION if key in keys]:
         lines = [line for line in training if is_finite(line, key)]
         values = [line[key] for line in lines]

@@ -95,6 +95,8 @@ def lines(
             )
         if labels is not None:
             axes.set_xticks(x, labels)
+        elif all(isinstance(place, int) for place in x):
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))

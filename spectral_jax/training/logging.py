@@ -91,8 +91,8 @@ class RunLog:
             self.say(f"step {step} of {self._total_steps}, loss {loss:.4f}")
 
     def say(self, text: str) -> None:
-        """Prints a line without tearing the progress bar."""
-        if self._writes:
+        """Prints a line without tearing the progress bar; nothing for ""."""
+        if self._writes and text:
             self._bar.write(text, file=sys.stderr)
 
     def copy_to_store(self) -> None:

@@ -134,8 +134,7 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                 if before is not None:
                     # checked one step late, so that the device never waits for the host
                     log.advance(step - 1, check_finite(*before, examples, checkpoints.last_step))
-                    if left := pace.after(step - 1):
-                        log.say(left)
+                    log.say(pace.after(step - 1))
                 before = (step, records, metrics)
                 if step == first_step + 1:
                     check_finite(*before, examples, checkpoints.last_step)
@@ -148,6 +147,7 @@ def _train(config: Config, workdir: epath.Path) -> bool:
                 logging = step % config.train.log_every_steps == 0 or step == total_steps
                 if saving or logging:
                     log.advance(step, check_finite(*before, examples, checkpoints.last_step))
+                    log.say(pace.after(step))
                     before = None
                 if logging:
                     wait_seconds, step_seconds = clock.per_step()
@@ -317,22 +317,22 @@ class Pace:
     ):
         self._first_step, self._total_steps = first_step, total_steps
         self._clock = clock
-        self._start = 0.0
+        self._start: tuple[int, float] | None = None
         self._said = False
 
     def after(self, step: int) -> str:
         """What there is to say after a step; "" most of the time."""
-        measured = step - self._first_step - UNMEASURED_STEPS
-        if measured == 0:
-            self._start = self._clock()
-        if measured <= 0 or self._said:
+        if self._said or step < self._first_step + UNMEASURED_STEPS:
             return ""
-        seconds = self._clock() - self._start
-        if measured < PACE_STEPS and seconds < PACE_SECONDS:
+        if self._start is None:
+            self._start = step, self._clock()
+            return ""
+        measured, seconds = step - self._start[0], self._clock() - self._start[1]
+        left = self._total_steps - step
+        if (measured < PACE_STEPS and seconds < PACE_SECONDS) or not left:
             return ""
         self._said = True
         a_step = seconds / measured
-        left = self._total_steps - step
         return f"about {duration(left * a_step)} for the other {left} steps, at {a_step:.2g} s each"
 
 

@@ -67,7 +67,7 @@ def write_network(
     write_json(folder / CONFIG_FILE, dataclasses.asdict(config))
     write_json(folder / DATASET_FILE, dataclasses.asdict(data))
     arrays = {name: np.asarray(array) for name, array in _by_name(variables).items()}
-    write_arrays(folder / WEIGHTS_FILE, {**arrays, STEP: np.int64(step)})
+    write_arrays(folder / WEIGHTS_FILE, {**arrays, STEP: np.asarray(step)})
 
 
 def _read_weights(file: epath.Path, built: Built) -> tuple[dict[str, Any], int]:
