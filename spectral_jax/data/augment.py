@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Integer, Key
 
 TILE = 16  # pixels of the output along each axis that are looked up in one patch
 
@@ -27,7 +27,7 @@ def to_unit_range(images: Array) -> Float[Array, "batch *spatial channels"]:
 def augment(
     key: Key[Array, ""],
     images: Float[Array, "batch *depth height width channels"],
-    labels: Int[Array, "batch *depth height width"],
+    labels: Integer[Array, "batch *depth height width"],
     *,
     flip: bool = True,
     quarter_turns: bool = True,
@@ -40,7 +40,7 @@ def augment(
     gamma: float = 0.1,
     noise: float = 0.0,
 ) -> tuple[
-    Float[Array, "batch *depth height width channels"], Int[Array, "batch *depth height width"]
+    Float[Array, "batch *depth height width channels"], Integer[Array, "batch *depth height width"]
 ]:
     """Changes each example at random, by its own key: `fold_in(key, index in the global batch)`.
 

@@ -201,11 +201,12 @@ def _validation_pixels(
 
 def _as_lists(sums: CalibrationSums) -> dict[str, Any]:
     """As JSON takes them, every digit kept."""
-    return {name: array.tolist() for name, array in vars(sums).items()}
+    return {name: np.asarray(of).tolist() for name, of in vars(sums).items()}
 
 
 def _from_lists(values: dict[str, Any]) -> CalibrationSums:
-    return CalibrationSums(**{name: np.asarray(value) for name, value in values.items()})
+    arrays = {name: np.asarray(of) if isinstance(of, list) else of for name, of in values.items()}
+    return CalibrationSums(**arrays)
 
 
 def _errors(sums: CalibrationSums, scored: dict[str, int]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from typing import Literal
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
+AnyArray = Array | np.ndarray  # what jax takes
 Activation = Literal["softmax", "sigmoid"]
 ACTIVATIONS = ("softmax", "sigmoid")
 
@@ -26,7 +28,7 @@ def check_activation(activation: str, channels: int) -> None:
 
 
 def activate(
-    logits: Float[Array, "*batch channels"], activation: Activation
+    logits: Float[AnyArray, "*batch channels"], activation: Activation
 ) -> Float[Array, "*batch channels"]:
     """Probabilities: "softmax" over the channels, or "sigmoid" of each.
 

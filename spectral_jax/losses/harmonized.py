@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer, Num
 
-from spectral_jax.losses.activation import Activation, activate, check_option
+from spectral_jax.losses.activation import Activation, AnyArray, activate, check_option
 from spectral_jax.losses.spatial import (
     AxisName,
     Valid,
@@ -56,12 +56,12 @@ SPECTRAL: dict[str, Callable[..., Float[Array, ""]]] = {
 
 
 def harmonized_terms(
-    logits: Float[Array, "batch *spatial classes"],
-    labels: Int[Array, "batch *spatial"] | Float[Array, "batch *spatial classes"],
+    logits: Float[AnyArray, "batch *spatial classes"],
+    labels: Integer[AnyArray, "batch *spatial"] | Num[AnyArray, "batch *spatial classes"],
     *,
     spatial: str | Mapping[str, Mapping[str, Any]] = "dice",
     spectral: str | Mapping[str, Any] | None = "paper",
-    weight: float | Float[Array, ""] = 0.1,
+    weight: float | Float[AnyArray, ""] = 0.1,
     activation: Activation = "softmax",
     include_background: bool = False,
     ignore_label: int | None = None,
@@ -129,12 +129,12 @@ def harmonized_terms(
 
 
 def harmonized_loss(
-    logits: Float[Array, "batch *spatial classes"],
-    labels: Int[Array, "batch *spatial"] | Float[Array, "batch *spatial classes"],
+    logits: Float[AnyArray, "batch *spatial classes"],
+    labels: Integer[AnyArray, "batch *spatial"] | Num[AnyArray, "batch *spatial classes"],
     *,
     spatial: str | Mapping[str, Mapping[str, Any]] = "dice",
     spectral: str | Mapping[str, Any] | None = "paper",
-    weight: float | Float[Array, ""] = 0.1,
+    weight: float | Float[AnyArray, ""] = 0.1,
     activation: Activation = "softmax",
     include_background: bool = False,
     ignore_label: int | None = None,

@@ -14,15 +14,15 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Num
 
-from spectral_jax.losses.activation import Activation, check_activation, check_option
+from spectral_jax.losses.activation import Activation, AnyArray, check_activation, check_option
 
 AxisName = Hashable | tuple[Hashable, ...] | None
 Pooling = Literal["sample", "batch"]
 POOLINGS = ("sample", "batch")
-Valid = Bool[Array, "batch *spatial"] | None
-ClassWeights = Sequence[float] | Float[Array, " classes"] | None
+Valid = Bool[AnyArray, "batch *spatial"] | None
+ClassWeights = Sequence[float] | Num[AnyArray, " classes"] | None
 
 
 def sum_over_devices(x: Array, axis_name: AxisName) -> Array:
@@ -36,17 +36,17 @@ def mean_over_devices(x: Array, axis_name: AxisName) -> Float[Array, ""]:
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
-def working_dtype(x: Array) -> type:
+def working_dtype(x: AnyArray) -> type:
     """Losses are computed in float32 whatever comes in, but for float64."""
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
 def prepare(
-    probabilities: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    probabilities: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     include_background: bool,
     valid: Valid = None,
-) -> tuple[Float[Array, "batch *spatial classes"], Float[Array, "batch *spatial classes"]]:
+) -> tuple[Float[Array, "batch *spatial kept"], Float[Array, "batch *spatial kept"]]:
     """Checks the shapes and casts to float32 or float64.
 
     Both are 0 where `valid` is false; the first class is dropped unless it is wanted.
@@ -150,8 +150,8 @@ def centred_powers(
 
 
 def dice_loss(
-    probabilities: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    probabilities: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     *,
     squared_denominator: bool = False,
     pooling: Pooling = "sample",
@@ -235,8 +235,8 @@ def mean_of_pooled(
 
 
 def tversky_loss(
-    probabilities: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    probabilities: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     *,
     alpha: float = 0.3,
     beta: float = 0.7,
@@ -287,8 +287,8 @@ def tversky_loss(
 
 
 def cross_entropy_loss(
-    logits: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    logits: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     *,
     activation: Activation = "softmax",
     class_weights: ClassWeights = None,
@@ -348,8 +348,8 @@ def cross_entropy_loss(
 
 
 def pearson_loss(
-    probabilities: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    probabilities: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     *,
     include_background: bool = False,
     epsilon: float = 1e-6,
@@ -379,8 +379,8 @@ def pearson_loss(
 
 
 def matthews_loss(
-    probabilities: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    probabilities: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     *,
     include_background: bool = False,
     epsilon: float = 1e-6,

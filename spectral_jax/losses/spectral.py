@@ -25,9 +25,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
-from spectral_jax.losses.activation import check_option
+from spectral_jax.losses.activation import AnyArray, check_option
 from spectral_jax.losses.spatial import (
     POOLINGS,
     AxisName,
@@ -271,7 +271,7 @@ def coefficient(
     return jnp.mean(rho, axis=-1)
 
 
-def pooled_powers(powers: Powers, weights: Float[Array, " batch"], axis_name: AxisName) -> Powers:
+def pooled_powers(powers: Powers, weights: Num[AnyArray, " batch"], axis_name: AxisName) -> Powers:
     """Mean of the powers over the samples of the batch, as `weights` has them count."""
     total = sum_over_devices(jnp.sum(weights), axis_name)
     return Powers(
@@ -284,8 +284,8 @@ def pooled_powers(powers: Powers, weights: Float[Array, " batch"], axis_name: Ax
 
 
 def spectral_correlation(
-    probabilities: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    probabilities: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     *,
     spectrum: Spectrum = "complex",
     band: Band | None = None,
@@ -343,8 +343,8 @@ def spectral_correlation(
 
 
 def spectral_correlation_loss(
-    probabilities: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    probabilities: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     *,
     include_background: bool = False,
     spectrum: Spectrum = "complex",
@@ -352,7 +352,7 @@ def spectral_correlation_loss(
     normalisation: Normalisation = "correlation",
     pooling: Pooling = "sample",
     epsilon: float = 1e-6,
-    sample_weights: Float[Array, "batch"] | None = None,
+    sample_weights: Num[AnyArray, " batch"] | None = None,
     valid: Valid = None,
     axis_name: AxisName = None,
 ) -> Float[Array, ""]:
@@ -409,8 +409,8 @@ def spectral_correlation_loss(
 
 
 def focal_frequency_loss(
-    probabilities: Float[Array, "batch *spatial classes"],
-    targets: Float[Array, "batch *spatial classes"] | Int[Array, "batch *spatial classes"],
+    probabilities: Float[AnyArray, "batch *spatial classes"],
+    targets: Num[AnyArray, "batch *spatial classes"],
     *,
     alpha: float = 1.0,
     include_background: bool = False,

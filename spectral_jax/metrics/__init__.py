@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Integer
 
 from spectral_jax.metrics import overlap, surface
 
@@ -29,8 +29,8 @@ NSD_TOLERANCE = 2.0  # mm, or voxels where the spacing is not known
 
 
 def score_case(
-    prediction: Int[np.ndarray, "*spatial"],
-    truth: Int[np.ndarray, "*spatial"],
+    prediction: Integer[np.ndarray, "*spatial"],
+    truth: Integer[np.ndarray, "*spatial"],
     num_classes: int,
     spacing: Sequence[float] | None = None,
     *,

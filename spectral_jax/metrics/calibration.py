@@ -12,7 +12,7 @@ of the same letters). Bins are of equal width.
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
 
 BINS = 20
@@ -45,8 +45,8 @@ class CalibrationSums:
     count: Float[np.ndarray, "rows bins"]
     confidence: Float[np.ndarray, "rows bins"]
     accuracy: Float[np.ndarray, "rows bins"]
-    squared_error: Float[np.ndarray, ""]
-    log_loss: Float[np.ndarray, ""]
+    squared_error: float
+    log_loss: float
 
     def __add__(self, other: "CalibrationSums") -> "CalibrationSums":
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
@@ -69,7 +69,7 @@ class CalibrationSums:
 
 def calibration_sums(
     probabilities: Float[np.ndarray, "*spatial classes"],
-    truth: Int[np.ndarray, "*spatial"],
+    truth: Integer[np.ndarray, "*spatial"],
     region: Bool[np.ndarray, "*spatial"] | None = None,
     bins: int = BINS,
 ) -> CalibrationSums:
@@ -113,14 +113,14 @@ def calibration_sums(
         count=np.bincount(cell.ravel(), minlength=size).reshape(-1, bins).astype(float),
         confidence=np.bincount(cell.ravel(), columns.ravel(), size).reshape(-1, bins),
         accuracy=np.bincount(right, minlength=size).reshape(-1, bins).astype(float),
-        squared_error=np.asarray(squared_error),
-        log_loss=-np.log(np.maximum(of_truth, FLOOR)).sum(),
+        squared_error=float(squared_error),
+        log_loss=-float(np.log(np.maximum(of_truth, FLOOR)).sum()),
     )
 
 
 def dilated_union(
-    prediction: Int[np.ndarray, "height width"],
-    truth: Int[np.ndarray, "height width"],
+    prediction: Integer[np.ndarray, "height width"],
+    truth: Integer[np.ndarray, "height width"],
     pixels: int = 3,
 ) -> Bool[np.ndarray, "height width"]:
     """Foreground of truth or prediction, dilated by `pixels`.

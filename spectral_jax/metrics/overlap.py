@@ -7,7 +7,7 @@ it. The exception is `dice_transunet`, which repeats the rule behind published t
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 
 class Counts(NamedTuple):
@@ -29,7 +29,9 @@ class Counts(NamedTuple):
 
 
 def confusion_matrix(
-    prediction: Int[np.ndarray, "*spatial"], truth: Int[np.ndarray, "*spatial"], num_classes: int
+    prediction: Integer[np.ndarray, "*spatial"],
+    truth: Integer[np.ndarray, "*spatial"],
+    num_classes: int,
 ) -> Int[np.ndarray, "classes classes"]:
     """Number of voxels of each true class (row) that were given to each class (column).
 
@@ -74,7 +76,9 @@ def check_labels(prediction: np.ndarray, truth: np.ndarray, num_classes: int) ->
 
 
 def overlap_counts(
-    prediction: Int[np.ndarray, "*spatial"], truth: Int[np.ndarray, "*spatial"], num_classes: int
+    prediction: Integer[np.ndarray, "*spatial"],
+    truth: Integer[np.ndarray, "*spatial"],
+    num_classes: int,
 ) -> Counts:
     """Counts per class of one case; see `confusion_matrix` for the arguments and errors.
 
