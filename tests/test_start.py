@@ -101,7 +101,10 @@ def test_other_classes_have_a_new_last_layer_and_the_source_is_needed_once(
     ("model", "message"),
     [
         ({"name": "transunet"}, "network of that run is 'unet', of this one 'transunet'"),
-        ({"options": {"widths": (4, 16)}}, r"does not fit.*'widths': .4, 8\D.*'widths': .4, 16\D.*another shape"),
+        (
+            {"options": {"widths": (4, 16)}},
+            r"does not fit.*'widths': .4, 8\D.*'widths': .4, 16\D.*another shape",
+        ),
         ({"pretrained": "raw"}, "raw holds no run"),
     ],
 )

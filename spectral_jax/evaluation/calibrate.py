@@ -205,7 +205,9 @@ def _as_lists(sums: CalibrationSums) -> dict[str, Any]:
 
 
 def _from_lists(values: dict[str, Any]) -> CalibrationSums:
-    arrays = {name: np.asarray(of) if isinstance(of, list) else of for name, of in values.items()}
+    arrays: dict[str, Any] = {
+        name: np.asarray(of) if isinstance(of, list) else of for name, of in values.items()
+    }
     return CalibrationSums(**arrays)
 
 

@@ -86,7 +86,9 @@ def harmonized_terms(
             valid = counts if valid is None else valid & counts
         # with "sigmoid" the background, 0, has no channel
         first = 0 if activation == "softmax" else 1
-        targets = jax.nn.one_hot(labels.astype(int) - first, logits.shape[-1], dtype=dtype)
+        targets: AnyArray = jax.nn.one_hot(
+            labels.astype(int) - first, logits.shape[-1], dtype=dtype
+        )
     elif ignore_label is not None:
         raise ValueError(
             f"ignore_label={ignore_label} is a value of integer labels, but these are masks of "

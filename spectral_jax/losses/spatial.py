@@ -200,7 +200,7 @@ def dice_loss(
 
 
 def weights_of(
-    class_weights: ClassWeights, x: Float[Array, "batch *spatial classes"]
+    class_weights: ClassWeights, x: Float[AnyArray, "batch *spatial classes"]
 ) -> Float[Array, " classes"]:
     """The weights, 1 without them.
 
