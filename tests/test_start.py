@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tiny_networks
 from etils import epath
 from test_runs import changed, write_pictures
 
@@ -100,7 +101,10 @@ def test_other_classes_have_a_new_last_layer_and_the_source_is_needed_once(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"name": "transunet"}, "network of that run is 'unet', of this one 'transunet'"),
+        (
+            {"name": "transunet", "options": tiny_networks.TRANSUNET},
+            "network of that run is 'unet', of this one 'transunet'",
+        ),
         (
             {"options": {"widths": (4, 16)}},
             r"does not fit.*'widths': .4, 8\D.*'widths': .4, 16\D.*another shape",
