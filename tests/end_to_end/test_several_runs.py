@@ -22,7 +22,7 @@ from spectral_jax.training.config import ConfigError, default_config, parse_conf
 from spectral_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 60
+STEPS = 100
 LAST = "--checkpoint=last"
 
 
@@ -97,9 +97,9 @@ def three_runs(shared_data, tmp_path_factory):
     values = hippocampus_3d.get_config()
     values.data.root, values.data.data_dir = str(raw), str(root / "prepared")
     values.data.patch_size, values.data.image_size = (), 32
-    values.model.unet.update({"widths": (4, 8), "norm": "batch"})
+    values.model.unet.update({"widths": (8, 16, 32), "norm": "batch"})
     values.objective.spectral = "none"
-    values.optim.learning_rate = 1e-2
+    values.optim.learning_rate = 3e-3
     values.train.update({"batch_size": 8, "epochs": 0.0, "steps": STEPS})
     workdirs = [root / f"seed{seed}" for seed in range(3)]
     for seed, workdir in enumerate(workdirs):
