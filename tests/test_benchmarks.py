@@ -34,7 +34,7 @@ def test_table_shows_ratios_and_facts():
     table = timing.markdown("name", {"results": results})
     assert "| x: theirs |" in table
     assert "at least 1.5" in table
-    assert "| y | 12 mm | | below 20 |" in table
+    assert "| y | 12 mm | | | below 20 |" in table
 
 
 def test_operations():
