@@ -30,6 +30,7 @@ from spectral_jax.training.build import build
 from spectral_jax.training.checkpoint import CheckpointError
 from spectral_jax.training.config import Config, ConfigError, parse_config
 from spectral_jax.training.loop import NonFiniteError, Validator, train
+from spectral_jax.training.objective import make_objective
 
 CLASSES = ("background", "disc", "ring")
 
@@ -272,7 +273,9 @@ def test_validation_counts_each_case_once(config):
     folder = run.prepare_data(config.data)
     built = build(config, Labels(2), 1, sharding.make_mesh(config.mesh))
     state = built.first_state(jax.random.key(3))
-    found = Validator(config, built, folder, Split(folder, "train").info).scores(state)
+    data = Split(folder, "train").info
+    objective = make_objective(config, data.labels)
+    found = Validator(config, built, folder, data, objective).scores(state)
 
     examples = TrainingSlices(Split(folder, "validation"), 32)
     images = np.stack([examples[index]["image"] for index in range(3)]).astype(np.float32) / 255

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_networks
 
 from spectral_jax.configs import tiny
 from spectral_jax.data.augment import augment
@@ -22,15 +23,6 @@ from spectral_jax.training.step import make_train_step
 STILL = {
     field.name: False if field.type in (bool, "bool") else 0.0
     for field in dataclasses.fields(AugmentConfig)
-}
-TINY_TRANSUNET = {
-    "resnet_blocks": (1, 1, 1),
-    "resnet_width": 8,
-    "hidden_size": 32,
-    "num_layers": 1,
-    "num_heads": 4,
-    "mlp_dim": 64,
-    "decoder_widths": (16, 16, 8, 8, 8),
 }
 
 
@@ -173,7 +165,7 @@ def test_the_spectral_term_counts_the_background_where_it_is_wanted(masks, inclu
 
 @pytest.mark.parametrize(
     ("name", "options", "size"),
-    [("unet", {"widths": (4, 8)}, 16), ("transunet", TINY_TRANSUNET, 32)],
+    [("unet", {"widths": (4, 8)}, 16), ("transunet", tiny_networks.TRANSUNET, 32)],
 )
 def test_batch_statistics_keep_nine_tenths(name, options, size):
     """What is left of two starts after one step differs by the momentum times their difference."""

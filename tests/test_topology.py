@@ -5,6 +5,7 @@ import json
 
 import jax
 import pytest
+import tiny_networks
 
 from spectral_jax.configs import hippocampus_3d, tiny
 from spectral_jax.models.packing import MOST
@@ -27,17 +28,7 @@ def small_unet():
 def small_transunet():
     values = tiny.get_config()
     values.model.name = "transunet"
-    values.model.transunet.update(
-        {
-            "resnet_blocks": (1, 1, 1),
-            "resnet_width": 8,
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "mlp_dim": 64,
-            "decoder_widths": (32, 16, 16, 8, 8),
-        }
-    )
+    values.model.transunet.update(tiny_networks.TRANSUNET)
     return values
 
 

@@ -140,12 +140,10 @@ def parse_on(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
         while parts:
             name, _, root = parts[0].partition("=")
             count = 1
-            if root:  # the longest that is there, or what stands before the comma
-                lengths = range(len(parts), 0, -1)
-                roots = {n: ",".join([root, *parts[1:n]]).strip() for n in lengths}
-                count = next((n for n in lengths if os.path.lexists(_absolute(roots[n]))), 1)
-                root = roots[count]
-            yield name.strip(), root
+            if root:
+                parts[0] = root
+                count = flags.count_together(parts, lambda name: os.path.lexists(_absolute(name)))
+            yield name.strip(), ",".join(parts[:count]).strip() if root else ""
             parts = parts[count:]
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 import jax
@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 import spectral_jax
 from spectral_jax.training import distributed
-from spectral_jax.training.config import ConfigError
+from spectral_jax.training.config import CHECKPOINTS, ConfigError
 from spectral_jax.training.distributed import Preempted
 from spectral_jax.training.loop import NonFiniteError
 
@@ -87,7 +87,7 @@ def define_split() -> flags.FlagHolder[str | None]:
 
 def define_checkpoint() -> flags.FlagHolder[str]:
     """The flag --checkpoint."""
-    return flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which to restore.")
+    return flags.DEFINE_enum("checkpoint", "best", list(CHECKPOINTS), "Which to restore.")
 
 
 def define_config() -> flags.FlagHolder:
@@ -143,6 +143,15 @@ def paths(flag: flags.FlagHolder[list[str]]) -> list[epath.Path]:
         parts = [text] if whole.exists() else text.split(",")
         folders += [_folder(flag.name, part) for part in parts]
     return folders
+
+
+def count_together(parts: Sequence[str], is_there: Callable[[str], bool]) -> int:
+    """How many of the parts between commas are one name, which may hold commas itself.
+
+    The longest name that is there, or what stands before the first comma.
+    """
+    lengths = range(len(parts), 0, -1)
+    return next((n for n in lengths if is_there(",".join(parts[:n]).strip())), 1)
 
 
 def _folder(flag: str, text: str) -> epath.Path:

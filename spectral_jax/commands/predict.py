@@ -59,13 +59,10 @@ def split_paths(texts: Sequence[str]) -> list[pathlib.Path]:
     for text in texts:
         parts = text.split(",")
         while parts:
-            # the longest name that is there, or what stands before the comma
-            for count in range(len(parts), 0, -1):
-                path = as_spelled(",".join(parts[:count]).strip())
-                if os.path.lexists(path):
-                    break
-            if any(part.strip() for part in parts[:count]):  # "" would be the present folder
-                paths.append(path)
+            count = flags.count_together(parts, lambda name: os.path.lexists(as_spelled(name)))
+            name = ",".join(parts[:count]).strip()
+            if name.strip(", "):  # "" would be the present folder
+                paths.append(as_spelled(name))
             parts = parts[count:]
     return paths
 

@@ -91,7 +91,11 @@ def print_dataset(dataset: Dataset) -> None:
         facts[f"try on {partner.name}{options}"] = f"{', '.join(pairs)}; shift: {partner.shift}"
     print(f"{dataset.name}: {dataset.description}")
     for name, text in facts.items():
-        print(textwrap.fill(f"{name}: {text}", 100, initial_indent="  ", subsequent_indent="    "))
+        print(
+            textwrap.fill(
+                f"{name}: {text}", flags.COLUMNS, initial_indent="  ", subsequent_indent="    "
+            )
+        )
 
 
 def print_summary(folder: pathlib.Path) -> None:
@@ -107,7 +111,7 @@ def print_summary(folder: pathlib.Path) -> None:
         print(f"  {name}: {split['cases']} cases, {split['records']} records, {size}; {shares}")
     for remark in summary["remarks"]:
         note = f"note: {remark}"
-        print(textwrap.fill(note, 100, initial_indent="  ", subsequent_indent="    "))
+        print(textwrap.fill(note, flags.COLUMNS, initial_indent="  ", subsequent_indent="    "))
     for file in (SUMMARY_FILE, CHECKSUMS_FILE, SHEET_FILE):
         print(f"  {folder / file}")
 

@@ -23,6 +23,7 @@ from spectral_jax.data.volumes import CT_WINDOW, MRI_PERCENTILES
 from spectral_jax.files import read_json, written_whole
 from spectral_jax.inference.predictor import apply_network
 from spectral_jax.inference.trained import TrainedModel
+from spectral_jax.training.build import channel_classes
 
 STABLEHLO_FILE = "model.jax"
 ONNX_FILE = "model.onnx"
@@ -154,7 +155,7 @@ def describe_model(trained: TrainedModel, workdir: Any, checkpoint: str) -> dict
     Scores are those of `spectral-jax evaluate` that lie in the run's folder for this very step.
     """
     data, config = trained.data, trained.config
-    channels = data.classes if trained.activation == "softmax" else data.classes[1:]
+    channels = channel_classes(trained.activation, data.classes)
     entry = DATASETS.get(data.name)
     return {
         "model": config.model.name,

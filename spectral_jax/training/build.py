@@ -1,7 +1,7 @@
 """What a run is built of: the network, its first training state, and where that lies."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from spectral_jax.data.labels import Labels
+from spectral_jax.losses.activation import Activation
 from spectral_jax.models import MODELS, build_model
 from spectral_jax.training import sharding
 from spectral_jax.training.config import Config, as_keywords
@@ -71,6 +72,11 @@ def make_model(config: Config, labels: Labels) -> nn.Module:
     if module is not None and "image_size" in module.__dataclass_fields__:
         options.setdefault("image_size", config.data.example_size[-1])
     return build_model(config.model.name, num_classes=channels_out(config, labels), **options)
+
+
+def channel_classes(activation: Activation, classes: Sequence[str]) -> tuple[str, ...]:
+    """The class of each channel of the logits: with "sigmoid" the background has none."""
+    return tuple(classes if activation == "softmax" else classes[1:])
 
 
 def channels_out(config: Config, labels: Labels) -> int:

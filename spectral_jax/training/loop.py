@@ -27,7 +27,7 @@ from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import Config, ConfigError, DataConfig
 from spectral_jax.training.distributed import Preempted, Request
 from spectral_jax.training.logging import RunLog
-from spectral_jax.training.objective import make_objective
+from spectral_jax.training.objective import Objective, make_objective
 from spectral_jax.training.optim import count_steps
 from spectral_jax.training.start import describe, initial_state
 from spectral_jax.training.state import TrainState
@@ -95,7 +95,7 @@ def _train(config: Config, workdir: epath.Path) -> bool:
     built = build(config, split.info.labels, split.info.channels, mesh, total_steps)
     objective = make_objective(config, split.info.labels, read_class_share(folder))
     train_step = make_train_step(built.model, config, total_steps, built.layout, objective)
-    validator = Validator(config, built, folder, data)
+    validator = Validator(config, built, folder, data, objective)
 
     with Checkpoints(workdir) as checkpoints, distributed.StopSignal(mesh) as stop:
         run.check_run(config, workdir, data, checkpoints.last_step, len(examples))
@@ -248,7 +248,14 @@ class Validator:
     training, in the volume's middle.
     """
 
-    def __init__(self, config: Config, built: Built, folder: pathlib.Path, data: DatasetInfo):
+    def __init__(
+        self,
+        config: Config,
+        built: Built,
+        folder: pathlib.Path,
+        data: DatasetInfo,
+        objective: Objective,
+    ):
         try:
             self._split: Split | None = Split(folder, "validation")
         except ValueError:
@@ -265,7 +272,7 @@ class Validator:
             built.layout,
             labels,
             activation,
-            make_objective(config, labels, read_class_share(folder)),
+            objective,
             config.objective.weight,
         )
 

@@ -11,7 +11,7 @@ from flax import traverse_util
 from spectral_jax.data.sources import DatasetInfo
 from spectral_jax.models.pretrained import load_pretrained
 from spectral_jax.models.transfer import Transfer, transfer
-from spectral_jax.training.build import Built
+from spectral_jax.training.build import Built, channel_classes
 from spectral_jax.training.checkpoint import Checkpoints
 from spectral_jax.training.config import Config, ConfigError
 from spectral_jax.training.restore import restore_network
@@ -104,8 +104,7 @@ def _from_file(
 def channel_names(config: Config, data: DatasetInfo) -> tuple[str, ...]:
     """What each channel of the logits is, and how they are read."""
     activation = config.model.activation_for(data.overlapping)
-    classes = data.classes if activation == "softmax" else data.classes[1:]
-    return (activation, *classes)
+    return (activation, *channel_classes(activation, data.classes))
 
 
 def describe(report: Report) -> str:
